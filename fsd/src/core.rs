@@ -1,0 +1,551 @@
+//! The state of a mount, and what changes it from the cluster's side.
+//!
+//! One lock holds the mirror, what the kernel knows, the open files and the replay queue: they have to
+//! change together. It is never held over I/O or an await.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use quorumfs_api::command::Command;
+use quorumfs_api::event::Event;
+use quorumfs_api::limits::VALUE_MAX_LIMIT;
+use quorumfs_api::outcome::{Done, Outcome, Refusal};
+use quorumfs_api::record::{Ino, Kind, Record, Revision};
+use tokio::sync::{Notify, watch};
+
+use crate::attr::{Attr, Overrides};
+use crate::errno::{Errno, Result};
+use crate::handle::Handles;
+use crate::kernel::{Kernel, NodeId, Object};
+use crate::mirror::{At, Mirror, Net, OutOfStep, difference};
+use crate::replay::expect::Replayer;
+use crate::replay::queue::Queue;
+use crate::store::Store;
+
+/// How long the kernel may believe what it was told: as good as for ever, because it is told of
+/// every change.
+pub const TTL: Duration = Duration::from_secs(3600);
+/// How long a change is held back from the kernel for the sake of somebody who has just opened a file
+/// through the page cache: he may read it in pieces, and must not get pieces of two values.
+const PASS: Duration = Duration::from_millis(5);
+/// How often it is looked whether they are done.
+const PASS_CHECK: Duration = Duration::from_micros(500);
+
+/// How long a limit that a node told of is taken for granted: it may be raised.
+const LIMIT_MEMORY: Duration = Duration::from_secs(60);
+
+/// What a mount is told in `-o`, as far as the core is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Commit in each write.
+    pub sync: bool,
+    /// How long a system call may wait for the cluster.
+    pub write_timeout: Duration,
+    /// What is shown in place of owners and modes.
+    pub shown: Overrides,
+}
+
+/// What a request to the store concerns: an event of our session that fits to one is the answer to a
+/// system call that is under way, for which the kernel fires the events by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Touch {
+    /// A name.
+    Name(At),
+    /// An object.
+    Ino(Ino),
+}
+
+/// See the [module](self).
+#[derive(Default)]
+pub struct State {
+    /// The tree.
+    pub mirror: Mirror,
+    /// What the kernel holds.
+    pub kernel: Kernel,
+    /// Open files.
+    pub handles: Handles,
+    /// What waits to be replayed.
+    pub queue: Queue,
+    /// Requests under way, with how many of each.
+    pub inflight: HashMap<Touch, usize>,
+    /// Files with a release that is still being published, with how many.
+    pub settling: HashMap<NodeId, usize>,
+    /// Locks taken through this mount: file and owner.
+    pub locks: HashSet<(Ino, u64)>,
+    /// The locks that were taken through a handle: they go with it.
+    pub lock_handles: HashMap<crate::handle::Fh, HashSet<(Ino, u64)>>,
+    /// What the kernel holds for names that a call under way here takes away or gives.
+    pub believed: HashMap<At, Option<Ino>>,
+    /// Names at which such a call met something else than the kernel holds.
+    pub surprised: HashSet<At>,
+    /// Who was asked to look up which name again before taking it away.
+    pub looked_again: HashSet<(u32, At)>,
+    /// The largest value that the nodes accept, from when they last refused a larger one.
+    pub value_max: Option<(u64, Instant)>,
+    /// The kernel has not been told yet of what the mirror has: nothing is replayed.
+    pub held_back: bool,
+    /// Changes replayed or passed over since the start.
+    pub replayed: u64,
+}
+
+/// Names that callers were sent to look up again and have not come back for; more than callers there are.
+const LOOKED_AGAIN_MAX: usize = 4096;
+
+/// Tells the kernel to forget what it cached. Must not block.
+pub trait Invalidate: Send + Sync {
+    /// The attributes of an inode, and by them its cached content.
+    fn inode(&self, node: NodeId);
+}
+
+/// One mount.
+pub struct Core {
+    /// All that changes.
+    pub state: Mutex<State>,
+    /// Wakes the replayer.
+    pub work: Condvar,
+    /// Which requests are the replayer's.
+    pub replayer: Replayer,
+    /// The cluster.
+    pub store: Arc<dyn Store>,
+    /// What the mount was told.
+    pub rules: Rules,
+    /// Up to which revision the mirror has come *and* the kernel was told.
+    pub shown: watch::Sender<Revision>,
+    /// Counts rounds of locks that were given up.
+    pub unlocked: watch::Sender<u64>,
+    /// A release was published.
+    pub settled: Notify,
+    /// When the leader could not be reached by a probe.
+    pub down: Mutex<Option<Instant>>,
+    invalidate: std::sync::OnceLock<Box<dyn Invalidate>>,
+    stopping: AtomicBool,
+}
+
+impl Core {
+    /// An empty mount of that store.
+    pub fn new(store: Arc<dyn Store>, rules: Rules) -> Arc<Core> {
+        Arc::new(Core {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            replayer: Replayer::default(),
+            store,
+            rules,
+            shown: watch::Sender::new(0),
+            unlocked: watch::Sender::new(0),
+            settled: Notify::new(),
+            down: Mutex::new(None),
+            invalidate: std::sync::OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// The kernel can be told from here on.
+    pub fn connect(&self, invalidate: Box<dyn Invalidate>) {
+        let _ = self.invalidate.set(invalidate);
+    }
+
+    /// Ends the replayer, and everything that waits.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        // Whoever is about to wait has looked at the flag under this lock.
+        drop(self.state.lock());
+        self.work.notify_all();
+    }
+
+    /// Whether [`Core::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Takes in events.
+    pub async fn events(&self, events: Vec<Event>) -> std::result::Result<(), OutOfStep> {
+        let mut stale = HashSet::new();
+        let mut unlocked = false;
+        let revision = {
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            for event in events {
+                let ours = event.session.is_some_and(|session| self.store.is_own(session));
+                let net = state.mirror.apply(event)?;
+                let own = ours && net.iter().any(|net| state.is_asked(net)) && !state.is_surprised(&net);
+                for net in net {
+                    unlocked |= matches!(net, Net::Unlocked { .. });
+                    state.take_in(net, own, &mut stale);
+                }
+            }
+            state.held_back = true;
+            state.mirror.revision
+        };
+        self.publish(revision, stale, unlocked).await;
+        Ok(())
+    }
+
+    /// Nothing more happened up to that revision.
+    pub async fn progress(&self, revision: Revision) {
+        {
+            let mut state = self.state.lock();
+            state.mirror.revision = state.mirror.revision.max(revision);
+        }
+        self.publish(revision, HashSet::new(), false).await;
+    }
+
+    /// Takes a new copy in place of the tree, and shows what is different.
+    pub async fn replace(&self, new: Mirror) {
+        let mut stale = HashSet::new();
+        let revision = {
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            // The first copy comes before the kernel knows anything: there is nothing to show.
+            let first = state.mirror.is_empty() && state.kernel.held().next().is_none();
+            let net = if first { Vec::new() } else { difference(&state.mirror, &new) };
+            state.mirror = new;
+            for net in net {
+                state.take_in(net, false, &mut stale);
+            }
+            // Times and counts of directories change without a word of their own.
+            stale.extend(state.kernel.held());
+            state.held_back = true;
+            state.mirror.revision
+        };
+        self.publish(revision, stale, true).await;
+    }
+
+    /// Tells the kernel, then whoever waits, then the replayer.
+    async fn publish(&self, revision: Revision, stale: HashSet<NodeId>, unlocked: bool) {
+        let begun = Instant::now();
+        while begun.elapsed() < PASS && self.is_being_read(&stale) {
+            tokio::time::sleep(PASS_CHECK).await;
+        }
+        if let Some(kernel) = self.invalidate.get() {
+            for node in stale {
+                kernel.inode(node);
+            }
+        }
+        self.shown.send_if_modified(|shown| {
+            let newer = revision > *shown;
+            *shown = revision.max(*shown);
+            newer
+        });
+        if unlocked {
+            self.unlocked.send_modify(|rounds| *rounds += 1);
+        }
+        self.state.lock().held_back = false;
+        self.work.notify_all();
+    }
+
+    fn is_being_read(&self, stale: &HashSet<NodeId>) -> bool {
+        let state = self.state.lock();
+        let last = stale.iter().filter_map(|node| state.handles.last_cached_open(*node)).max();
+        last.is_some_and(|opened| opened.elapsed() < PASS)
+    }
+
+    /// Waits until this mount shows a revision.
+    pub async fn wait_for(&self, revision: Revision, deadline: Instant) -> Result<()> {
+        let mut shown = self.shown.subscribe();
+        match tokio::time::timeout_at(deadline.into(), shown.wait_for(|shown| *shown >= revision)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Errno::ETIMEDOUT),
+        }
+    }
+
+    /// When a call that begins now has to be answered.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.rules.write_timeout
+    }
+
+    /// Does a command and waits until this mount shows it: durable, and read by whoever asked for it.
+    /// The outer result says whether the cluster was reached in time.
+    pub async fn propose(
+        &self,
+        touches: Vec<Touch>,
+        command: Command,
+    ) -> Result<std::result::Result<(Revision, Done), Refusal>> {
+        let deadline = self.deadline();
+        let _asked = Asked::new(self, touches);
+        let outcome = match self.store.write(command, self.rules.write_timeout).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::debug!(%error, "a change could not be made");
+                return Err(Errno::from(&error));
+            }
+        };
+        let Outcome { revision, result } = outcome;
+        match result {
+            Ok(done) => {
+                self.wait_for(revision, deadline).await?;
+                Ok(Ok((revision, done)))
+            }
+            Err(refusal) => {
+                if let Refusal::ValueTooLarge { limit, .. } = &refusal {
+                    self.state.lock().value_max = Some((*limit, Instant::now()));
+                }
+                // A refusal is about the tree of that revision: the caller may look at it next.
+                let _ = self.wait_for(revision, deadline).await;
+                Ok(Err(refusal))
+            }
+        }
+    }
+
+    /// As [`Core::propose`], with a refusal as an error number.
+    pub async fn commit(&self, touches: Vec<Touch>, command: Command) -> Result<Done> {
+        match self.propose(touches, command).await? {
+            Ok((_, done)) => Ok(done),
+            Err(refusal) => Err(Errno::from(&refusal)),
+        }
+    }
+
+    /// Waits until this mount shows all that was committed anywhere before the call.
+    pub async fn barrier(&self) -> Result<()> {
+        let deadline = self.deadline();
+        let revision =
+            self.store.barrier(self.rules.write_timeout).await.map_err(|error| Errno::from(&error))?;
+        self.wait_for(revision, deadline).await
+    }
+}
+
+/// What the kernel holds for the names of a call, for as long as the call is under way.
+pub struct Believed<'a> {
+    core: &'a Core,
+    names: Vec<At>,
+}
+
+impl<'a> Believed<'a> {
+    /// Notes what everybody finds there now, which is what the kernel was told last.
+    pub fn new(core: &'a Core, state: &mut State, names: Vec<At>) -> Believed<'a> {
+        for at in &names {
+            let ino = state.mirror.child(at.0, &at.1);
+            state.believed.insert(at.clone(), ino);
+        }
+        Believed { core, names }
+    }
+
+    /// What the kernel is told in the end.
+    pub fn verdict(&self) -> Result<()> {
+        let mut state = self.core.state.lock();
+        let mut any = false;
+        for at in &self.names {
+            any |= state.surprised.remove(at);
+        }
+        if any { Err(Errno::ESTALE) } else { Ok(()) }
+    }
+}
+
+impl Drop for Believed<'_> {
+    fn drop(&mut self) {
+        let mut state = self.core.state.lock();
+        for at in &self.names {
+            state.believed.remove(at);
+            state.surprised.remove(at);
+        }
+    }
+}
+
+/// A request that is under way, for as long as it lives.
+struct Asked<'a> {
+    core: &'a Core,
+    touches: Vec<Touch>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(core: &'a Core, touches: Vec<Touch>) -> Asked<'a> {
+        let mut state = core.state.lock();
+        for touch in &touches {
+            *state.inflight.entry(touch.clone()).or_default() += 1;
+        }
+        drop(state);
+        Asked { core, touches }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.core.state.lock();
+        for touch in &self.touches {
+            if let Some(count) = state.inflight.get_mut(touch) {
+                *count -= 1;
+                if *count == 0 {
+                    state.inflight.remove(touch);
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// The largest value that can be written, as far as it is known.
+    pub fn value_limit(&self) -> u64 {
+        match self.value_max {
+            Some((limit, learned)) if learned.elapsed() < LIMIT_MEMORY => limit,
+            _ => VALUE_MAX_LIMIT,
+        }
+    }
+
+    /// Whether a system call that is under way here asked for this change. One that was given up
+    /// before it was done is not: the kernel fired nothing for it.
+    fn is_asked(&self, net: &Net) -> bool {
+        let asked = |touch: Touch| self.inflight.contains_key(&touch);
+        match net {
+            Net::Create { at, .. } | Net::Remove { at, .. } => asked(Touch::Name(at.clone())),
+            Net::Rename { from, .. } => asked(Touch::Name(from.clone())),
+            Net::Update { ino } | Net::Attr { ino } => {
+                let at = self.mirror.get(*ino).and_then(|node| node.at.clone());
+                asked(Touch::Ino(*ino)) || at.is_some_and(|at| asked(Touch::Name(at)))
+            }
+            Net::Unlocked { ino } => asked(Touch::Ino(*ino)),
+        }
+    }
+
+    /// Whether a change that was asked for here met a directory, or took something away, that is not what the
+    /// kernel holds for that name. The caller is told to look again, and the change is replayed as others' are:
+    /// if the kernel went on with what it holds, a living directory would be dead for it.
+    fn is_surprised(&mut self, changes: &[Net]) -> bool {
+        let mut surprised = Vec::new();
+        for net in changes {
+            match net {
+                Net::Remove { at, record } if self.is_other(at, Some(record.ino)) => surprised.push(at),
+                Net::Rename { from, to, ino, replaced, exchanged } => {
+                    if self.is_other(from, Some(*ino)) {
+                        surprised.push(from);
+                    }
+                    let there = replaced.as_ref().map(|record| record.ino).or(*exchanged);
+                    if self.is_other(to, there) && (exchanged.is_some() || self.believes_in_dir(to)) {
+                        surprised.push(from);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let any = !surprised.is_empty();
+        self.surprised.extend(surprised.into_iter().cloned());
+        any
+    }
+
+    fn is_other(&self, at: &At, met: Option<Ino>) -> bool {
+        self.believed.get(at).is_some_and(|believed| *believed != met)
+    }
+
+    fn believes_in_dir(&self, at: &At) -> bool {
+        // What is gone may have been one.
+        let kind = |ino: Ino| self.mirror.get(ino).map_or(Kind::Dir, |node| node.record.kind);
+        self.believed.get(at).copied().flatten().is_some_and(|ino| kind(ino) == Kind::Dir)
+    }
+
+    /// Before a name is taken away: if changes of it are not shown yet, what the kernel holds for it may be
+    /// old. It looks a name up again when it is told that it is stale, and asks again.
+    pub fn look_again(&mut self, pid: u32, at: &At) -> Result<()> {
+        let asked = (pid, at.clone());
+        if self.looked_again.remove(&asked) || !self.queue.is_pending(at) {
+            return Ok(());
+        }
+        if self.looked_again.len() >= LOOKED_AGAIN_MAX {
+            self.looked_again.clear();
+        }
+        self.looked_again.insert(asked);
+        Err(Errno::ESTALE)
+    }
+
+    /// What a change of the tree means for what the kernel holds, and for the replay.
+    fn take_in(&mut self, net: Net, own: bool, stale: &mut HashSet<NodeId>) {
+        let mut show = |kernel: &Kernel, ino: Ino| {
+            let node = kernel.node(ino);
+            if kernel.holds(node) {
+                stale.insert(node);
+            }
+        };
+        let mut was_private = false;
+        match &net {
+            Net::Create { at, ino, kind } => {
+                show(&self.kernel, at.0);
+                was_private = *kind == Kind::File && self.kernel.private_at(at).is_some();
+                self.kernel.published(at, *ino, *kind);
+                self.kernel.value_changed(*ino, Instant::now());
+                show(&self.kernel, *ino);
+            }
+            Net::Update { ino } => {
+                self.kernel.value_changed(*ino, Instant::now());
+                show(&self.kernel, *ino);
+            }
+            Net::Attr { ino } => show(&self.kernel, *ino),
+            Net::Remove { at, record } => {
+                show(&self.kernel, at.0);
+                show(&self.kernel, record.ino);
+                orphan(&mut self.kernel, &self.handles, record);
+            }
+            Net::Rename { from, to, ino, replaced, exchanged } => {
+                for ino in [Some(from.0), Some(to.0), Some(*ino), *exchanged].into_iter().flatten() {
+                    show(&self.kernel, ino);
+                }
+                if let Some(record) = replaced {
+                    show(&self.kernel, record.ino);
+                    orphan(&mut self.kernel, &self.handles, record);
+                }
+                if let Some(kind) = self.mirror.get(*ino).map(|node| node.record.kind) {
+                    self.kernel.published(to, *ino, kind);
+                }
+            }
+            Net::Unlocked { .. } => {}
+        }
+        if own && !self.queue.concerns(&net) {
+            return;
+        }
+        match net {
+            // The kernel has fired the creation when the private file was made. What is new is the value.
+            Net::Create { ino, .. } if was_private => self.queue.push(Net::Update { ino }),
+            net => self.queue.push(net),
+        }
+    }
+
+    /// Attributes of a number as everybody sees them.
+    pub fn attr(&self, node: NodeId, shown: &Overrides) -> Option<Attr> {
+        match self.kernel.resolve(node, &self.mirror) {
+            Object::Real(ino) => self.attr_of(ino, shown),
+            Object::Private => Some(Attr::of(&self.kernel.private(node)?.record, node, 0, shown)),
+            Object::Orphan => self.kernel.orphaned(node).map(|record| orphan_attr(record, node, shown)),
+            Object::Gone if node == Ino::ROOT.0 => Some(Attr::of(&missing_root(), node, 0, shown)),
+            Object::Gone => None,
+        }
+    }
+
+    /// Attributes of something in the tree.
+    pub fn attr_of(&self, ino: Ino, shown: &Overrides) -> Option<Attr> {
+        let node = self.mirror.get(ino)?;
+        let subdirs = node.dir.as_ref().map_or(0, |dir| dir.subdirs);
+        Some(Attr::of(&node.record, self.kernel.node(ino), subdirs, shown))
+    }
+}
+
+fn orphan(kernel: &mut Kernel, handles: &Handles, record: &Record) {
+    let is_open = !handles.of(kernel.node(record.ino)).is_empty();
+    kernel.orphan(record, is_open);
+}
+
+/// What has no name has no links.
+pub fn orphan_attr(record: &Record, node: NodeId, shown: &Overrides) -> Attr {
+    Attr { nlink: 0, ..Attr::of(record, node, 0, shown) }
+}
+
+/// What is shown while the mounted prefix does not exist: an empty directory that nobody can write.
+fn missing_root() -> Record {
+    use quorumfs_api::record::Timestamp;
+    Record {
+        ino: Ino::ROOT,
+        kind: Kind::Dir,
+        mode: 0o555,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp(0),
+        ctime: Timestamp(0),
+        create_revision: 0,
+        mod_revision: 0,
+        version: 0,
+        lease: None,
+        author: String::new(),
+        xattrs: Vec::new(),
+        value: bytes::Bytes::new(),
+    }
+}

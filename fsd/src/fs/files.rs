@@ -1,0 +1,421 @@
+//! Open, create, read, write, flush, fsync, release.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quorumfs_api::command::{Command, CreateMode, LeaseChange, Target};
+use quorumfs_api::outcome::Done;
+use quorumfs_api::record::{Ino, Kind, Record};
+
+use super::{Caller, Entry, Fs, name};
+use crate::core::{State, Touch};
+use crate::errno::{Errno, Result};
+use crate::handle::{Buffer, Fh, Handle, REPLAY_FH, Reader, Writer};
+use crate::kernel::{NodeId, Object};
+use crate::replay::expect;
+
+/// A file whose value changed within this time is read past the page cache: who reads it in pieces
+/// must not get pieces of two values, and the page cache has room for one.
+const BUSY: Duration = Duration::from_secs(2);
+/// Longest value in bytes that is read through the page cache: one page comes whole or not at all.
+const CACHED_MAX: usize = 4096;
+/// How long an open waits for a release that must be on its way, because the last flush was seen.
+const RELEASE_WAIT: Duration = Duration::from_millis(20);
+/// While the leader is known to be away, it is looked for only so long.
+const PROBE_AGAIN: Duration = Duration::from_millis(300);
+
+/// An open file for the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its number.
+    pub fh: Fh,
+    /// Reads and writes come here, past the page cache.
+    pub direct: bool,
+    /// What the page cache has is still good.
+    pub keep_cache: bool,
+    /// Closing it needs no flush.
+    pub no_flush: bool,
+}
+
+impl Opened {
+    const REPLAY: Opened = Opened { fh: REPLAY_FH, direct: true, keep_cache: false, no_flush: true };
+
+    fn writer(fh: Fh) -> Opened {
+        Opened { fh, direct: true, keep_cache: false, no_flush: false }
+    }
+}
+
+fn is_for_writing(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}
+
+impl Fs {
+    /// Opens a file.
+    pub async fn open(&self, caller: Caller, node: NodeId, flags: i32) -> Result<Opened> {
+        if self.is_replayer(caller) {
+            let mut state = self.core.state.lock();
+            let ino = state.kernel.ino(node);
+            return match ino.is_some_and(|ino| expect::updates(&mut state.queue, ino)) {
+                true => Ok(Opened::REPLAY),
+                // The kernel came by a name that means something else now: it looks it up again. What the
+                // replayer does must never be taken for a user's wish.
+                false => Err(Errno::ESTALE),
+            };
+        }
+        if is_for_writing(flags) {
+            self.check_writable()?;
+            self.require_leader().await?;
+        }
+        self.settle(node).await;
+        let mut state = self.core.state.lock();
+        let state = &mut *state;
+        if is_for_writing(flags) {
+            return self.open_writer(state, caller, node, flags);
+        }
+        let (value, version, private) = match state.kernel.resolve(node, &state.mirror) {
+            Object::Real(ino) => {
+                let record = &state.mirror.get(ino).ok_or(Errno::ESTALE)?.record;
+                check_file(record.kind)?;
+                (record.value.clone(), record.version, false)
+            }
+            Object::Private => (Bytes::new(), 0, true),
+            Object::Orphan | Object::Gone => return Err(Errno::ESTALE),
+        };
+        let busy = state.kernel.last_change(node).is_some_and(|changed| changed.elapsed() < BUSY);
+        let direct =
+            private || busy || value.len() > CACHED_MAX || state.handles.writers(node).next().is_some();
+        let keep_cache = !direct && state.kernel.keep_cache(node, version);
+        let fh = state.handles.add(Handle::Reader(Reader::new(node, value, direct)));
+        Ok(Opened { fh, direct, keep_cache, no_flush: true })
+    }
+
+    fn open_writer(&self, state: &mut State, caller: Caller, node: NodeId, flags: i32) -> Result<Opened> {
+        let size = match state.kernel.resolve(node, &state.mirror) {
+            Object::Real(ino) => {
+                let record = &state.mirror.get(ino).ok_or(Errno::ESTALE)?.record;
+                check_file(record.kind)?;
+                record.value.len()
+            }
+            Object::Private => 0,
+            Object::Orphan | Object::Gone => return Err(Errno::ESTALE),
+        };
+        let empties = flags & libc::O_TRUNC != 0;
+        // The kernel takes the length to be 0 from here until it asks again.
+        if empties && let Some(ino) = state.kernel.ino(node) {
+            state.kernel.value_changed(ino, Instant::now());
+        }
+        let writer = Writer {
+            node,
+            readable: flags & libc::O_ACCMODE != libc::O_WRONLY,
+            at_end: flags & libc::O_APPEND != 0,
+            sync: self.core.rules.sync || flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
+            buffer: if empties { Buffer::Whole(Vec::new()) } else { Buffer::Clean },
+            dirty: false,
+            emptied: empties && size > 0,
+            flushed: false,
+            failed: false,
+            refused: false,
+            pid: caller.pid,
+            edits: 0,
+            gate: Arc::default(),
+        };
+        Ok(Opened::writer(state.handles.add(Handle::Writer(writer))))
+    }
+
+    /// Makes a file, and opens it.
+    pub async fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        bytes: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        let name = name(bytes)?;
+        if self.is_replayer(caller) {
+            let mut state = self.core.state.lock();
+            let dir = state.kernel.ino(parent).ok_or(Errno::ENOENT)?;
+            let at = (dir, name.clone());
+            let ino = expect::creates(&mut state.queue, &at, Kind::File).ok_or(Errno::ESTALE)?;
+            return Ok((self.give_replayer(&mut state, &at, ino)?, Opened::REPLAY));
+        }
+        self.check_writable()?;
+        self.require_leader().await?;
+        let exclusive = flags & libc::O_EXCL != 0;
+        let (command, at) = {
+            let mut state = self.core.state.lock();
+            let state = &mut *state;
+            let dir = self.dir(state, parent)?;
+            let at = (dir, name);
+            let known = match state.mirror.child(dir, &at.1) {
+                Some(ino) => Some(state.kernel.node(ino)),
+                None => state.kernel.private_at(&at),
+            };
+            if let Some(node) = known {
+                // The kernel did not know of it yet.
+                if exclusive {
+                    return Err(Errno::EEXIST);
+                }
+                let opened = self.open_writer(state, caller, node, flags)?;
+                let entry = match state.mirror.child(dir, &at.1) {
+                    Some(ino) => self.give(state, &at, ino)?,
+                    None => self.give_private(state, node)?,
+                };
+                return Ok((entry, opened));
+            }
+            let owner = self.owner(state, dir, caller, mode, Kind::File);
+            if !exclusive && !self.core.rules.sync && flags & (libc::O_SYNC | libc::O_DSYNC) == 0 {
+                let now = Self::now();
+                let node = state.kernel.make_private(at, |ino| Record {
+                    ino,
+                    kind: Kind::File,
+                    mode: owner.mode,
+                    uid: owner.uid,
+                    gid: owner.gid,
+                    mtime: now,
+                    ctime: now,
+                    create_revision: 0,
+                    mod_revision: 0,
+                    version: 0,
+                    lease: None,
+                    author: String::new(),
+                    xattrs: Vec::new(),
+                    value: Bytes::new(),
+                });
+                let opened = self.open_writer(state, caller, node, flags)?;
+                return Ok((self.give_private(state, node)?, opened));
+            }
+            let create = if exclusive { CreateMode::Exclusive } else { CreateMode::Allow };
+            let target = Target::At(self.place(state, &at)?);
+            // Without O_EXCL, what is there must stay.
+            let command = if exclusive {
+                let lease = LeaseChange::Keep;
+                Command::Put { target, value: Bytes::new(), create, parents: false, owner, lease }
+            } else {
+                Command::Append { target, data: Bytes::new(), create, parents: false, owner }
+            };
+            (command, at)
+        };
+        let Done::Written { ino, .. } = self.core.commit(vec![Touch::Name(at.clone())], command).await?
+        else {
+            return Err(Errno::EPROTO);
+        };
+        let mut state = self.core.state.lock();
+        let ino = state.mirror.inner(ino);
+        let entry = self.give(&mut state, &at, ino)?;
+        let opened = self.open_writer(&mut state, caller, entry.attr.node, flags)?;
+        Ok((entry, opened))
+    }
+
+    /// What a file holds for others, or held when it lost its name.
+    pub(super) fn published(state: &State, node: NodeId) -> Option<Bytes> {
+        match state.kernel.resolve(node, &state.mirror) {
+            Object::Real(ino) => Some(state.mirror.get(ino)?.record.value.clone()),
+            Object::Orphan => state.kernel.orphaned(node).map(|record| record.value.clone()),
+            Object::Private | Object::Gone => None,
+        }
+    }
+
+    /// Reads.
+    pub fn read(&self, fh: Fh, offset: u64, size: u32) -> Result<Bytes> {
+        if fh == REPLAY_FH {
+            return Ok(Bytes::new());
+        }
+        let mut state = self.core.state.lock();
+        let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
+        let published = Self::published(&state, node);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let content = match state.handles.get_mut(fh) {
+            Some(Handle::Reader(reader)) => reader.at(offset, published).clone(),
+            Some(Handle::Writer(writer)) if writer.readable => writer.content(&published.unwrap_or_default()),
+            _ => return Err(Errno::EBADF),
+        };
+        let start = offset.min(content.len());
+        let end = start.saturating_add(size as usize).min(content.len());
+        Ok(content.slice(start..end))
+    }
+
+    /// Writes into the handle. Answers whether it has to be committed before the caller is told.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8]) -> Result<bool> {
+        if fh == REPLAY_FH {
+            return Ok(false);
+        }
+        let mut state = self.core.state.lock();
+        let limit = state.value_limit();
+        let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
+        let base = Self::published(&state, node).unwrap_or_default();
+        let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
+        let from = if writer.at_end { writer.len(base.len()) as u64 } else { offset };
+        if writer.refused || from.saturating_add(data.len() as u64) > limit {
+            writer.refuse();
+            return Err(Errno::EFBIG);
+        }
+        writer.write(offset, data, &base);
+        Ok(writer.sync)
+    }
+
+    /// Commits what was written so far.
+    pub async fn commit_write(&self, fh: Fh) -> Result<()> {
+        self.publish(fh).await
+    }
+
+    /// Makes room: the file gets at least so long.
+    pub fn allocate(&self, fh: Fh, offset: u64, length: u64, mode: i32) -> Result<()> {
+        // Holes and the like make no sense for values.
+        if mode & !libc::FALLOC_FL_KEEP_SIZE != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let mut state = self.core.state.lock();
+        let limit = state.value_limit();
+        let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
+        let base = Self::published(&state, node).unwrap_or_default();
+        let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
+        let wanted = offset.checked_add(length).filter(|end| *end <= limit).ok_or(Errno::EFBIG)?;
+        if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && wanted as usize > writer.len(base.len()) {
+            writer.resize(wanted as usize, &base);
+        }
+        Ok(())
+    }
+
+    /// A descriptor is closed, perhaps a duplicate: what was written becomes visible.
+    pub async fn flush(&self, fh: Fh, node: NodeId, owner: u64) -> Result<()> {
+        if fh == REPLAY_FH {
+            return Ok(());
+        }
+        self.unlock_owner(node, owner).await;
+        let dirty = {
+            let mut state = self.core.state.lock();
+            match state.handles.writer(fh) {
+                Some(writer) if writer.refused => return Err(Errno::EFBIG),
+                Some(writer) if writer.dirty => true,
+                Some(writer) => {
+                    writer.flushed = true;
+                    false
+                }
+                None => false,
+            }
+        };
+        if dirty { self.publish(fh).await } else { Ok(()) }
+    }
+
+    /// Publishes what was written, and waits for all that others have done.
+    pub async fn fsync(&self, fh: Fh) -> Result<()> {
+        let writes = {
+            let mut state = self.core.state.lock();
+            state.handles.writer(fh).is_some()
+        };
+        if writes {
+            self.publish(fh).await?;
+        }
+        self.core.barrier().await
+    }
+
+    /// A file is closed for good.
+    pub async fn release(&self, fh: Fh) {
+        if fh == REPLAY_FH {
+            return;
+        }
+        self.unlock_handle(fh).await;
+        let pending = {
+            let mut state = self.core.state.lock();
+            let state = &mut *state;
+            let Some(handle) = state.handles.get(fh) else { return };
+            let node = handle.node();
+            let last_private =
+                state.kernel.private(node).is_some() && state.handles.writers(node).count() == 1;
+            let pending = match handle {
+                Handle::Writer(writer) => !writer.failed && (writer.is_pending() || last_private),
+                _ => false,
+            };
+            if pending {
+                *state.settling.entry(node).or_default() += 1;
+            } else {
+                state.handles.remove(fh);
+                if last_private && matches!(state.handles.writers(node).count(), 0) {
+                    state.kernel.abandon(node);
+                }
+            }
+            pending.then_some(node)
+        };
+        let Some(node) = pending else { return };
+        let published = self.publish(fh).await;
+        let mut state = self.core.state.lock();
+        let state = &mut *state;
+        state.handles.remove(fh);
+        if let Err(error) = published {
+            tracing::warn!(%error, node, "what was written to a file and then closed could not be published");
+            if state.handles.writers(node).count() == 0 {
+                state.kernel.abandon(node);
+            }
+        }
+        if let Some(count) = state.settling.get_mut(&node) {
+            *count -= 1;
+            if *count == 0 {
+                state.settling.remove(&node);
+            }
+        }
+        self.core.settled.notify_waiters();
+    }
+
+    /// Waits until what was closed before is published: a truncation becomes visible with the release,
+    /// which comes after the close has returned, and an open that follows must see it.
+    pub(super) async fn settle(&self, node: NodeId) {
+        if self.unsettled(node).is_none() {
+            return;
+        }
+        let begun = Instant::now();
+        loop {
+            let settled = self.core.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            let Some(limit) = self.unsettled(node) else { return };
+            let left = limit.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            // The release itself does not notify when it comes, so look again soon.
+            let _ = tokio::time::timeout(left.min(Duration::from_millis(2)), settled).await;
+        }
+    }
+
+    /// How long is to be waited for what is on its way, if anything is.
+    fn unsettled(&self, node: NodeId) -> Option<Duration> {
+        let state = self.core.state.lock();
+        if state.settling.contains_key(&node) {
+            return Some(self.core.rules.write_timeout);
+        }
+        let coming = state.handles.writers(node).any(|(_, w)| w.flushed && w.emptied && !w.failed);
+        coming.then_some(RELEASE_WAIT)
+    }
+
+    /// Refuses to begin what could not be committed: errors of `close` are ignored by many programs,
+    /// those of `open` are not.
+    pub(super) async fn require_leader(&self) -> Result<()> {
+        let patience = self.core.rules.write_timeout;
+        if self.core.store.last_contact().is_some_and(|contact| contact.elapsed() < patience) {
+            return Ok(());
+        }
+        let down = self.core.down.lock().is_some();
+        let patience = if down { patience.min(PROBE_AGAIN) } else { patience };
+        let probe = self.core.store.barrier(patience).await;
+        *self.core.down.lock() = probe.is_err().then(Instant::now);
+        probe.map(drop).map_err(|error| {
+            tracing::debug!(%error, "refused to open a file for writing");
+            Errno::from(&error)
+        })
+    }
+
+    /// What is known of a real file's number in the store.
+    pub(super) fn target(state: &State, ino: Ino) -> Result<Target> {
+        state.mirror.outer(ino).map(Target::Ino).ok_or(Errno::ESTALE)
+    }
+}
+
+fn check_file(kind: Kind) -> Result<()> {
+    match kind {
+        Kind::File => Ok(()),
+        Kind::Dir => Err(Errno::EISDIR),
+        Kind::Symlink => Err(Errno::EINVAL),
+    }
+}

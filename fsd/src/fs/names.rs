@@ -1,0 +1,170 @@
+//! Lookup, attributes, listings.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorumfs_api::record::{Ino, Kind};
+
+use super::{Caller, Entry, Fs, name};
+use crate::attr::Attr;
+use crate::core::{State, TTL, orphan_attr};
+use crate::errno::{Errno, Result};
+use crate::handle::{Fh, Handle, Listed};
+use crate::kernel::{NodeId, Object};
+use crate::mirror::At;
+
+impl Fs {
+    /// What has a name.
+    pub fn lookup(&self, caller: Caller, parent: NodeId, bytes: &[u8]) -> Result<Entry> {
+        let name = name(bytes)?;
+        let mut state = self.core.state.lock();
+        let state = &mut *state;
+        if self.is_replayer(caller) {
+            let dir = state.kernel.ino(parent).ok_or(Errno::ENOENT)?;
+            let at = (dir, name);
+            let ino = state.queue.lookup(&at, &state.mirror).ok_or(Errno::ENOENT)?;
+            return self.give_replayer(state, &at, ino);
+        }
+        let dir = self.dir(state, parent)?;
+        let at = (dir, name);
+        match state.mirror.child(dir, &at.1) {
+            Some(ino) => self.give(state, &at, ino),
+            None => {
+                let node = state.kernel.private_at(&at).ok_or(Errno::ENOENT)?;
+                self.give_private(state, node)
+            }
+        }
+    }
+
+    /// An entry for the replayer, also of what is gone from the tree already.
+    pub(super) fn give_replayer(&self, state: &mut State, at: &At, ino: Ino) -> Result<Entry> {
+        let shown = &self.core.rules.shown;
+        let node = state.kernel.node(ino);
+        let attr = match state.attr_of(ino, shown) {
+            Some(attr) => attr,
+            None => Attr::of(state.queue.ghost(ino).ok_or(Errno::ENOENT)?, node, 0, shown),
+        };
+        state.kernel.looked_up(node);
+        let lasting = state.mirror.child(at.0, &at.1) == Some(ino) && state.queue.is_last(at);
+        let ttl = if lasting { TTL } else { Duration::ZERO };
+        Ok(Entry { attr, name_ttl: ttl, attr_ttl: ttl })
+    }
+
+    /// The kernel lets go of an inode.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        self.core.state.lock().kernel.forget(node, count);
+    }
+
+    /// Attributes, and how long they are good for.
+    pub async fn getattr(&self, caller: Caller, node: NodeId, fh: Option<Fh>) -> Result<(Attr, Duration)> {
+        if !self.is_replayer(caller) {
+            self.settle(node).await;
+        }
+        let state = self.core.state.lock();
+        self.attributes(&state, caller, node, fh)
+    }
+
+    pub(super) fn attributes(
+        &self,
+        state: &State,
+        caller: Caller,
+        node: NodeId,
+        fh: Option<Fh>,
+    ) -> Result<(Attr, Duration)> {
+        let shown = &self.core.rules.shown;
+        if self.is_replayer(caller) {
+            let attr = match state.attr(node, shown) {
+                Some(attr) => attr,
+                None => {
+                    let ghost = state.kernel.ino(node).and_then(|ino| state.queue.ghost(ino));
+                    orphan_attr(ghost.ok_or(Errno::ESTALE)?, node, shown)
+                }
+            };
+            return Ok((attr, self.attr_ttl(state, node)));
+        }
+        // A file without a name is for those who have it open. Whoever comes by a cached name is sent
+        // to look it up again.
+        if state.kernel.resolve(node, &state.mirror) == Object::Orphan && state.handles.of(node).is_empty() {
+            return Err(Errno::ESTALE);
+        }
+        let mut attr = state.attr(node, shown).ok_or(Errno::ESTALE)?;
+        let base = attr.size as usize;
+        let mine = state.handles.writers(node).filter(|(number, writer)| {
+            writer.is_pending() && fh.map_or(writer.pid == caller.pid, |fh| *number == fh)
+        });
+        // Whoever writes sees the length of what was written.
+        if let Some((_, writer)) = mine.max_by_key(|(_, writer)| writer.edits) {
+            attr.size = writer.len(base) as u64;
+        }
+        let lasting = node == Ino::ROOT.0 || state.kernel.resolve(node, &state.mirror) != Object::Orphan;
+        let ttl = if lasting { self.attr_ttl(state, node) } else { Duration::ZERO };
+        Ok((attr, ttl))
+    }
+
+    /// What a symbolic link points to.
+    pub fn readlink(&self, node: NodeId) -> Result<Bytes> {
+        let state = self.core.state.lock();
+        match state.kernel.resolve(node, &state.mirror) {
+            Object::Real(ino) => {
+                let node = state.mirror.get(ino).ok_or(Errno::ESTALE)?;
+                match node.record.kind {
+                    Kind::Symlink => Ok(node.record.value.clone()),
+                    Kind::File | Kind::Dir => Err(Errno::EINVAL),
+                }
+            }
+            Object::Private => Err(Errno::EINVAL),
+            Object::Orphan | Object::Gone => Err(Errno::ESTALE),
+        }
+    }
+
+    /// Opens a directory.
+    pub fn opendir(&self, node: NodeId) -> Result<Fh> {
+        let mut state = self.core.state.lock();
+        let exists = node == Ino::ROOT.0 || self.dir(&state, node).is_ok();
+        if !exists {
+            return Err(match state.kernel.resolve(node, &state.mirror) {
+                Object::Real(_) | Object::Private => Errno::ENOTDIR,
+                Object::Orphan | Object::Gone => Errno::ESTALE,
+            });
+        }
+        Ok(state.handles.add(Handle::Dir { node, names: Arc::default() }))
+    }
+
+    /// The names of an open directory: as they are when it is read from the beginning, and from then
+    /// on the same until it is rewound, so that a position keeps its meaning.
+    pub fn readdir(&self, fh: Fh, offset: u64) -> Result<Arc<Vec<Listed>>> {
+        let mut state = self.core.state.lock();
+        let state = &mut *state;
+        let Some(Handle::Dir { node, .. }) = state.handles.get(fh) else { return Err(Errno::EBADF) };
+        let node = *node;
+        let fresh = (offset == 0).then(|| Arc::new(list(state, node)));
+        let Some(Handle::Dir { names, .. }) = state.handles.get_mut(fh) else { return Err(Errno::EBADF) };
+        if let Some(fresh) = fresh {
+            *names = fresh;
+        }
+        Ok(names.clone())
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(&self, fh: Fh) {
+        self.core.state.lock().handles.remove(fh);
+    }
+}
+
+fn list(state: &State, node: NodeId) -> Vec<Listed> {
+    let Object::Real(ino) = state.kernel.resolve(node, &state.mirror) else { return Vec::new() };
+    let Some(dir) = state.mirror.dir(ino) else { return Vec::new() };
+    let parent = state.mirror.get(ino).and_then(|node| node.at.as_ref()).map_or(Ino::ROOT, |at| at.0);
+    let mut names = Vec::with_capacity(dir.children.len() + 2);
+    names.push(Listed { node, kind: Kind::Dir, name: None });
+    names.push(Listed { node: state.kernel.node(parent), kind: Kind::Dir, name: None });
+    names.extend(dir.children.iter().map(|(name, child)| Listed {
+        node: state.kernel.node(*child),
+        kind: state.mirror.get(*child).map_or(Kind::File, |node| node.record.kind),
+        name: Some(name.clone()),
+    }));
+    let private = state.kernel.privates_in(ino);
+    names.extend(private.map(|(at, node)| Listed { node, kind: Kind::File, name: Some(at.1.clone()) }));
+    names
+}

@@ -1,0 +1,299 @@
+//! Open files and directories.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quorumfs_api::key::Name;
+use quorumfs_api::record::Kind;
+
+use crate::kernel::NodeId;
+
+/// Number of an open file.
+pub type Fh = u64;
+
+/// The number that the replayer's handles have: they hold nothing.
+pub const REPLAY_FH: Fh = u64::MAX;
+
+/// A file opened for reading.
+#[derive(Debug)]
+pub struct Reader {
+    /// What.
+    pub node: NodeId,
+    /// The value that is being read. It is taken anew at the beginning of the file and at its end, so
+    /// that one pass never sees parts of two values, and `tail -f` sees what comes.
+    pub value: Bytes,
+    /// Whether reads come here one by one; else they come through the page cache, which has room for
+    /// one value only: the newest.
+    pub direct: bool,
+    /// When it was opened.
+    pub opened: Instant,
+    /// Its reader has been told that the file ends: what it asks for next belongs to a new pass.
+    pub ended: bool,
+    /// When it was last read from.
+    pub read: Instant,
+}
+
+/// A reader that comes back after so long begins anew, even if it never asked for the end.
+const PASS_PAUSE: Duration = Duration::from_millis(100);
+
+impl Reader {
+    /// One that begins.
+    pub fn new(node: NodeId, value: Bytes, direct: bool) -> Reader {
+        let now = Instant::now();
+        Reader { node, value, direct, opened: now, ended: false, read: now }
+    }
+
+    /// What a read at `offset` is served from, where the file's value is `now`.
+    pub fn at(&mut self, offset: usize, now: Option<Bytes>) -> &Bytes {
+        let at_end = offset >= self.value.len();
+        let anew = offset == 0 || (at_end && (self.ended || self.read.elapsed() > PASS_PAUSE));
+        if let Some(now) = now
+            && (anew || !self.direct)
+        {
+            self.value = now;
+        }
+        self.ended = offset >= self.value.len();
+        self.read = Instant::now();
+        &self.value
+    }
+}
+
+/// What was written to a handle and is not published yet.
+#[derive(Debug)]
+pub enum Buffer {
+    /// Nothing: the file is as it is.
+    Clean,
+    /// The whole content.
+    Whole(Vec<u8>),
+    /// What comes behind the content, however long that is by then.
+    Tail(Vec<u8>),
+}
+
+/// A file opened for writing.
+#[derive(Debug)]
+pub struct Writer {
+    /// What.
+    pub node: NodeId,
+    /// Whether it may be read as well.
+    pub readable: bool,
+    /// Every write goes to the end.
+    pub at_end: bool,
+    /// Each write is committed before it returns.
+    pub sync: bool,
+    /// What was written.
+    pub buffer: Buffer,
+    /// It has to be published at the next flush.
+    pub dirty: bool,
+    /// The file was emptied by `O_TRUNC` and nothing was written since: published at the end only,
+    /// because a shell closes a duplicate before it writes.
+    pub emptied: bool,
+    /// A flush with nothing to publish has come: if it was the last, the release follows at once.
+    pub flushed: bool,
+    /// Publishing failed and the caller was told.
+    pub failed: bool,
+    /// A write did not fit. What came before it would be a part of a value, so none of it is published.
+    pub refused: bool,
+    /// Thread that opened it: it sees its own writes in `fstat`.
+    pub pid: u32,
+    /// Counts writes, so that one that comes while others are being published is not taken for them.
+    pub edits: u64,
+    /// Held while the handle is being published: duplicates may be closed at the same time.
+    pub gate: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Writer {
+    /// Whether it holds something that others do not see yet.
+    pub fn is_pending(&self) -> bool {
+        self.dirty || self.emptied
+    }
+
+    /// Drops all that was written: the value as a whole is too large.
+    pub fn refuse(&mut self) {
+        self.buffer = Buffer::Clean;
+        (self.dirty, self.emptied) = (false, false);
+        (self.failed, self.refused) = (true, true);
+    }
+
+    /// The content as seen through this handle, where the file's published content is `base`.
+    pub fn content(&self, base: &Bytes) -> Bytes {
+        match &self.buffer {
+            Buffer::Clean => base.clone(),
+            Buffer::Whole(data) => Bytes::copy_from_slice(data),
+            Buffer::Tail(tail) => [base.as_ref(), tail].concat().into(),
+        }
+    }
+
+    /// Its length.
+    pub fn len(&self, base: usize) -> usize {
+        match &self.buffer {
+            Buffer::Clean => base,
+            Buffer::Whole(data) => data.len(),
+            Buffer::Tail(tail) => base + tail.len(),
+        }
+    }
+
+    /// The whole content, to be changed.
+    pub fn whole(&mut self, base: &Bytes) -> &mut Vec<u8> {
+        if !matches!(self.buffer, Buffer::Whole(_)) {
+            self.buffer = Buffer::Whole(self.content(base).to_vec());
+        }
+        match &mut self.buffer {
+            Buffer::Whole(data) => data,
+            // Was made just above.
+            Buffer::Clean | Buffer::Tail(_) => unreachable!(),
+        }
+    }
+
+    /// Writes at an offset, or at the end. `base` is the published content.
+    pub fn write(&mut self, offset: u64, data: &[u8], base: &Bytes) {
+        self.edits += 1;
+        self.dirty = true;
+        self.emptied = false;
+        self.flushed = false;
+        self.failed = false;
+        if self.at_end && !matches!(self.buffer, Buffer::Whole(_)) {
+            match &mut self.buffer {
+                Buffer::Tail(tail) => tail.extend_from_slice(data),
+                _ => self.buffer = Buffer::Tail(data.to_vec()),
+            }
+            return;
+        }
+        let at_end = self.at_end;
+        let whole = self.whole(base);
+        let start = if at_end { whole.len() } else { offset as usize };
+        if whole.len() < start + data.len() {
+            whole.resize(start + data.len(), 0);
+        }
+        whole[start..start + data.len()].copy_from_slice(data);
+    }
+
+    /// Cuts it, or fills it up with NULs.
+    pub fn resize(&mut self, size: usize, base: &Bytes) {
+        self.edits += 1;
+        self.dirty = true;
+        self.emptied = false;
+        self.failed = false;
+        self.whole(base).resize(size, 0);
+    }
+}
+
+/// One name of a listing.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Number.
+    pub node: NodeId,
+    /// What it is.
+    pub kind: Kind,
+    /// Name; `None` for `.` and `..`.
+    pub name: Option<Name>,
+}
+
+/// An open file or directory.
+#[derive(Debug)]
+pub enum Handle {
+    /// For reading.
+    Reader(Reader),
+    /// For writing.
+    Writer(Writer),
+    /// A directory, as it was when it was opened or rewound.
+    Dir {
+        /// Which.
+        node: NodeId,
+        /// What is in it.
+        names: Arc<Vec<Listed>>,
+    },
+}
+
+impl Handle {
+    /// What it is open on.
+    pub fn node(&self) -> NodeId {
+        match self {
+            Handle::Reader(reader) => reader.node,
+            Handle::Writer(writer) => writer.node,
+            Handle::Dir { node, .. } => *node,
+        }
+    }
+}
+
+/// All open files.
+#[derive(Debug, Default)]
+pub struct Handles {
+    open: HashMap<Fh, Handle>,
+    by_node: HashMap<NodeId, Vec<Fh>>,
+    last: Fh,
+}
+
+impl Handles {
+    /// Opens.
+    pub fn add(&mut self, handle: Handle) -> Fh {
+        self.last += 1;
+        self.by_node.entry(handle.node()).or_default().push(self.last);
+        self.open.insert(self.last, handle);
+        self.last
+    }
+
+    /// An open file.
+    pub fn get(&self, fh: Fh) -> Option<&Handle> {
+        self.open.get(&fh)
+    }
+
+    /// An open file, to be changed.
+    pub fn get_mut(&mut self, fh: Fh) -> Option<&mut Handle> {
+        self.open.get_mut(&fh)
+    }
+
+    /// One that is open for writing.
+    pub fn writer(&mut self, fh: Fh) -> Option<&mut Writer> {
+        match self.open.get_mut(&fh) {
+            Some(Handle::Writer(writer)) => Some(writer),
+            _ => None,
+        }
+    }
+
+    /// Closes.
+    pub fn remove(&mut self, fh: Fh) -> Option<Handle> {
+        let handle = self.open.remove(&fh)?;
+        let node = handle.node();
+        if let Some(open) = self.by_node.get_mut(&node) {
+            open.retain(|other| *other != fh);
+            if open.is_empty() {
+                self.by_node.remove(&node);
+            }
+        }
+        Some(handle)
+    }
+
+    /// What is open on a node.
+    pub fn of(&self, node: NodeId) -> &[Fh] {
+        self.by_node.get(&node).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those open for writing on a node.
+    pub fn writers(&self, node: NodeId) -> impl Iterator<Item = (Fh, &Writer)> {
+        self.of(node).iter().filter_map(|fh| match self.open.get(fh) {
+            Some(Handle::Writer(writer)) => Some((*fh, writer)),
+            _ => None,
+        })
+    }
+
+    /// When a node was last opened for reading through the page cache, by somebody who still has it open.
+    pub fn last_cached_open(&self, node: NodeId) -> Option<Instant> {
+        let opened = self.of(node).iter().filter_map(|fh| match self.open.get(fh) {
+            Some(Handle::Reader(reader)) if !reader.direct => Some(reader.opened),
+            _ => None,
+        });
+        opened.max()
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}

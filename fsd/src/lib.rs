@@ -1,0 +1,34 @@
+//! The FUSE daemon: a subtree of the store as a directory, with the events of a local one.
+//!
+//! ```text
+//! kernel ─► fuse ─► fs ─► core (mirror, kernel, handles)   reads
+//!                    └──► core ─► store ─► cluster          writes
+//! cluster ─► feed ─► core ─► replay queue ─► player ─► kernel (inotify)
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`mirror`] | the tree; events in, net changes out (pure) |
+//! | [`kernel`] | what the kernel holds, and by which numbers |
+//! | [`handle`] | open files and what was written to them |
+//! | [`core`] | all of that under one lock; committing, waiting, barriers |
+//! | [`fs`] | what each system call means |
+//! | [`fuse`] | translation to and from FUSE, no decision |
+//! | [`replay`] | remote changes performed through the own mount |
+//! | [`feed`] | the watch stream |
+//! | [`store`] | the cluster behind a trait |
+//! | [`errno`] | the one table of errors |
+//! | [`serve`] | a mount, wired together |
+
+pub mod attr;
+pub mod core;
+pub mod errno;
+pub mod feed;
+pub mod fs;
+pub mod fuse;
+pub mod handle;
+pub mod kernel;
+pub mod mirror;
+pub mod replay;
+pub mod serve;
+pub mod store;

@@ -1,0 +1,64 @@
+//! The log: one line an event on standard error, or to syslog once a daemon has left its terminal.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// What is shown when `RUST_LOG` says nothing: our own news, and only the troubles of libraries.
+const FILTER: &str = "warn,openraft=error,fuser=error,fsd=info,quorumfs_api=info,certs=info";
+/// The same for `fsd dev`, whose terminal is for the person and not for the node in it.
+const QUIET_FILTER: &str = "warn,openraft=error,fuser=error";
+/// Facility "daemon", severity "info": a line says itself how grave it is.
+const SYSLOG_PREFIX: &str = "<30>fsd";
+
+static SYSLOG: AtomicBool = AtomicBool::new(false);
+
+/// Starts logging.
+pub fn start(quiet: bool) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(if quiet { QUIET_FILTER } else { FILTER }));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(StandardError)
+        .init();
+}
+
+/// From here on every line carries what syslog wants at its beginning.
+pub fn to_syslog() {
+    SYSLOG.store(true, Ordering::Relaxed);
+}
+
+struct StandardError;
+
+impl<'a> MakeWriter<'a> for StandardError {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line
+    }
+}
+
+/// Writes an event in one piece, as syslog's datagrams need it.
+struct Line;
+
+impl Write for Line {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let mut stderr = io::stderr().lock();
+        if SYSLOG.load(Ordering::Relaxed) {
+            let mut message = format!("{SYSLOG_PREFIX}[{}]: ", std::process::id()).into_bytes();
+            message.extend_from_slice(event);
+            // A log that is full or gone is no reason to fail.
+            let _ = stderr.write(&message);
+        } else {
+            let _ = stderr.write_all(event);
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

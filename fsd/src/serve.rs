@@ -1,0 +1,377 @@
+//! One mount, wired together: the client's watch feeds the core, fuser asks it, the replayer shows
+//! the kernel what others did.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fuser::{INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
+use quorumfs_api::client::{Client, ClientError};
+use quorumfs_api::key::Key;
+use tokio::sync::watch;
+
+pub use crate::attr::Overrides;
+use crate::core::{Core, Invalidate, Rules};
+use crate::feed::{self, Progress};
+use crate::fs::Fs;
+use crate::fuse::Adapter;
+use crate::kernel::NodeId;
+use crate::replay::player::{self, Complaint};
+use crate::store::ClusterStore;
+
+/// Source and type of our mounts, as mountinfo shows them.
+const FS_NAME: &str = "quorumfs";
+/// How long the replayer may take to end with the mount.
+const REPLAYER_END: Duration = Duration::from_secs(2);
+
+/// What is to be mounted, and how.
+#[derive(Debug)]
+pub struct Config {
+    /// The cluster. It loads its certificates again by itself when the files change.
+    pub client: Client,
+    /// The directory of the store that is mounted.
+    pub prefix: Key,
+    /// Where: an existing directory, absolute.
+    pub mountpoint: PathBuf,
+    /// Refuse every change with `EROFS`. The kernel does not know of it: replaying needs to write.
+    pub read_only: bool,
+    /// Commit in each `write`, as if every file were opened with `O_SYNC`.
+    pub sync: bool,
+    /// How long a system call may wait for the cluster.
+    pub write_timeout: Duration,
+    /// Whether other users may use the mount.
+    pub allow_other: bool,
+    /// What is shown in place of owners and modes.
+    pub shown: Overrides,
+    /// Honour set-user-id bits.
+    pub suid: bool,
+    /// Honour device nodes.
+    pub dev: bool,
+    /// Refuse to execute.
+    pub noexec: bool,
+    /// Threads that take requests from the kernel.
+    pub threads: usize,
+}
+
+impl Config {
+    /// With the usual settings.
+    pub fn new(client: Client, prefix: Key, mountpoint: impl Into<PathBuf>) -> Config {
+        Config {
+            client,
+            prefix,
+            mountpoint: mountpoint.into(),
+            read_only: false,
+            sync: false,
+            write_timeout: Duration::from_secs(5),
+            allow_other: false,
+            shown: Overrides::default(),
+            suid: false,
+            dev: false,
+            noexec: false,
+            threads: 4,
+        }
+    }
+}
+
+/// Why a mount could not begin, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tree could not be had in time.
+    #[error("no copy of the tree came within {waited:?}: {reason}")]
+    NoCopy {
+        /// How long it was waited.
+        waited: Duration,
+        /// What is known.
+        reason: String,
+    },
+    /// The cluster refuses us.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The kernel refuses us.
+    #[error("mounting on {path:?}: {source}")]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something of this process failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection to the kernel broke.
+    #[error("the connection to the kernel broke: {0}")]
+    Broken(String),
+}
+
+/// How long a mount waits for its first copy of the tree.
+const FIRST_COPY: Duration = Duration::from_secs(30);
+
+struct Kernel(Notifier);
+impl Invalidate for Kernel {
+    fn inode(&self, node: NodeId) {
+        // A negative offset means: attributes only. That waits for nothing in the kernel; the pages go
+        // when the next reader sees other attributes.
+        if let Err(error) = self.0.inval_inode(INodeNo(node), -1, 0) {
+            tracing::trace!(%error, node, "the kernel was not told of a change");
+        }
+    }
+}
+
+/// A mount that is being served. Dropping it takes it off at once; [`Mount::stop`] does it in order.
+pub struct Mount {
+    core: Arc<Core>,
+    store: Arc<ClusterStore>,
+    path: PathBuf,
+    /// Minor number of its device, by which the kernel knows the connection.
+    device: Option<u32>,
+    feed: tokio::task::JoinHandle<()>,
+    unmounter: Option<SessionUnmounter>,
+    replayer: Option<JoinHandle<()>>,
+    ended: watch::Receiver<Option<Result<(), String>>>,
+}
+
+impl Mount {
+    /// Takes a copy of the tree and mounts it. When this returns, the mount is usable.
+    ///
+    /// # Errors
+    /// When the cluster refuses us or gives no copy, or the kernel refuses the mount.
+    pub async fn start(config: Config) -> Result<Mount, Error> {
+        let store = ClusterStore::start(config.client.clone(), config.write_timeout);
+        let rules = Rules {
+            read_only: config.read_only,
+            sync: config.sync,
+            write_timeout: config.write_timeout,
+            shown: shown(config.shown),
+        };
+        let core = Core::new(store.clone(), rules);
+        let (progress, mut copied) = watch::channel(Progress::default());
+        let feed =
+            tokio::spawn(feed::run(core.clone(), config.client.clone(), config.prefix.clone(), progress));
+        let feed = AbortOnDrop(Some(feed));
+        wait_for_copy(&mut copied).await?;
+        // The node that sent the copy may be behind: one that has just started reads its log first.
+        if core.barrier().await.is_err() {
+            tracing::warn!("no quorum answers: what is mounted is what one node has, and may be behind");
+        }
+
+        let options = mount_options(&config);
+        let adapter = Adapter::new(Fs::new(core.clone()), tokio::runtime::Handle::current());
+        let path = config.mountpoint.clone();
+        // The handshake with the kernel blocks.
+        let mounted = tokio::task::spawn_blocking(move || Session::new(adapter, &path, &options));
+        let mounted = mounted.await.map_err(|error| Error::Broken(error.to_string()))?;
+        let path = config.mountpoint;
+        let mut session = mounted.map_err(|source| Error::Mount { path: path.clone(), source })?;
+        core.connect(Box::new(Kernel(session.notifier())));
+        let unmounter = session.unmount_callable();
+        let (end, ended) = watch::channel(None);
+        std::thread::Builder::new()
+            .name("fuse".to_string())
+            .spawn(move || {
+                let result = session.run().map_err(|error| error.to_string());
+                end.send_replace(Some(result));
+            })
+            .map_err(|source| Error::Io { what: "starting the thread for FUSE", source })?;
+        let mut mount = Mount {
+            core,
+            store,
+            device: None,
+            path: path.clone(),
+            feed: feed.keep(),
+            unmounter: Some(unmounter),
+            replayer: None,
+            ended,
+        };
+        // From here on dropping `mount` takes it off again.
+        mount.device = device_of(path).await;
+        mount.replayer = Some(mount.start_replayer()?);
+        Ok(mount)
+    }
+
+    fn start_replayer(&self) -> Result<JoinHandle<()>, Error> {
+        let (failed, complaints) = mpsc::channel::<Complaint>();
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.to_string());
+            thread
+                .spawn(run)
+                .map_err(|source| Error::Io { what: "starting a thread of the replayer", source })
+        };
+        // The replayer has no descriptors of its own to log with.
+        spawn(
+            "replay-log",
+            Box::new(move || {
+                for Complaint { what, error } in complaints {
+                    tracing::debug!(%error, what, "a change could not be shown as an event");
+                }
+            }),
+        )?;
+        let (core, path) = (self.core.clone(), self.path.clone());
+        spawn("replay", Box::new(move || player::run(&core, &path, &failed)))
+    }
+
+    /// The state, for tests and for what shows it.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// On SIGHUP. The client watches the certificates' files and has loaded what is new already, so this
+    /// only says so.
+    pub fn reload_certificates(&self) {
+        tracing::info!("certificates are taken up by themselves when their files change");
+    }
+
+    /// Waits until the mount is off, however that came.
+    ///
+    /// # Errors
+    /// When the connection to the kernel broke.
+    pub async fn ended(&self) -> Result<(), Error> {
+        let mut ended = self.ended.clone();
+        let result = match ended.wait_for(Option::is_some).await {
+            Ok(result) => result.clone(),
+            Err(_) => Some(Err("the thread for FUSE is gone".to_string())),
+        };
+        match result {
+            Some(Err(reason)) => Err(Error::Broken(reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the mount off and lets what is under way come to its end, for at most `drain`. Who still
+    /// has a file open gets errors after that.
+    ///
+    /// # Errors
+    /// When the connection to the kernel broke.
+    pub async fn stop(mut self, drain: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + drain;
+        self.core.stop();
+        let (unmounter, path) = (self.unmounter.take(), self.path.clone());
+        let off = tokio::task::spawn_blocking(move || unmount(unmounter, &path));
+        let _ = tokio::time::timeout_at(deadline.into(), off).await;
+        if tokio::time::timeout_at(deadline.into(), self.ended()).await.is_err() {
+            tracing::warn!(path = %self.path.display(), "somebody still uses the mount: cutting it off");
+            self.abort();
+        }
+        let store = self.store.clone();
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
+        store.close(left).await;
+        Ok(())
+    }
+
+    /// Cuts the connection: every request that waits in the kernel fails at once.
+    fn abort(&self) {
+        if let Some(device) = self.device {
+            let _ = std::fs::write(format!("/sys/fs/fuse/connections/{device}/abort"), b"1");
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some() || self.ended.has_changed().is_err()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.core.stop();
+        self.feed.abort();
+        if !self.has_ended() {
+            unmount(self.unmounter.take(), &self.path);
+            // With files still open it lives on, detached; nobody would answer them.
+            if !self.has_ended() {
+                self.abort();
+            }
+        }
+        if let Some(replayer) = self.replayer.take() {
+            let deadline = Instant::now() + REPLAYER_END;
+            while !replayer.is_finished() && Instant::now() < deadline {
+                self.core.work.notify_all();
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+/// Takes it off, in use or not.
+fn unmount(unmounter: Option<SessionUnmounter>, path: &Path) {
+    let Some(mut unmounter) = unmounter else { return };
+    if let Err(error) = unmounter.unmount() {
+        tracing::debug!(%error, "taking the mount off lazily");
+        if let Err(error) = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH) {
+            tracing::debug!(%error, "the mount is off already");
+        }
+    }
+}
+
+async fn wait_for_copy(progress: &mut watch::Receiver<Progress>) -> Result<(), Error> {
+    let over = |progress: &Progress| matches!(progress, Progress::Ready | Progress::Failed(_));
+    let waited = tokio::time::timeout(FIRST_COPY, async { progress.wait_for(over).await.map(drop) }).await;
+    if let Ok(Err(_)) = waited {
+        return Err(Error::Broken("the mirror's task is gone".to_string()));
+    }
+    let state = progress.borrow().clone();
+    match state {
+        Progress::Ready => Ok(()),
+        Progress::Failed(error) => Err(error.into()),
+        Progress::Hindered(reason) => Err(Error::NoCopy { waited: FIRST_COPY, reason }),
+        Progress::Waiting => {
+            Err(Error::NoCopy { waited: FIRST_COPY, reason: "no node sent one".to_string() })
+        }
+    }
+}
+
+async fn device_of(path: PathBuf) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let stat = tokio::task::spawn_blocking(move || std::fs::metadata(path)).await.ok()?.ok()?;
+    Some(rustix::fs::minor(stat.dev()))
+}
+
+/// What is shown where nothing else was said. An ordinary user's mount shows everything as his: the
+/// replayer is that user, and the kernel lets nobody change what belongs to others.
+fn shown(wanted: Overrides) -> Overrides {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return wanted;
+    }
+    let group = rustix::process::getegid();
+    Overrides { uid: wanted.uid.or(Some(user.as_raw())), gid: wanted.gid.or(Some(group.as_raw())), ..wanted }
+}
+
+fn mount_options(config: &Config) -> fuser::Config {
+    let mut options = fuser::Config::default();
+    options.mount_options = vec![
+        MountOption::FSName(FS_NAME.to_string()),
+        MountOption::Subtype(FS_NAME.to_string()),
+        MountOption::DefaultPermissions,
+        if config.suid { MountOption::Suid } else { MountOption::NoSuid },
+        if config.dev { MountOption::Dev } else { MountOption::NoDev },
+        if config.noexec { MountOption::NoExec } else { MountOption::Exec },
+        MountOption::NoAtime,
+    ];
+    options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
+    options.n_threads = Some(config.threads.max(2));
+    options.clone_fd = true;
+    options
+}
+
+/// A task that ends with whoever started it, unless it is kept.
+struct AbortOnDrop(Option<tokio::task::JoinHandle<()>>);
+impl AbortOnDrop {
+    fn keep(mut self) -> tokio::task::JoinHandle<()> {
+        // It is there until `keep` takes it, once.
+        self.0.take().unwrap_or_else(|| tokio::spawn(async {}))
+    }
+}
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Serving clients: their connections, the streams on them, and what they ask.
+
+mod admin;
+mod calls;
+pub mod failures;
+pub mod info;
+pub mod linear;
+mod read;
+mod write;
+
+pub(crate) use admin::transfer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use certs::Identity;
+use quorumfs_api::codec::{self, DecodeError, FrameKind};
+use quorumfs_api::command::Command;
+use quorumfs_api::outcome::Outcome;
+use quorumfs_api::wire::{Failure, Hello};
+use quorumfs_store::{Raft, State};
+
+use crate::bounds::Bounds;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::endpoint::{CLOSE_PROTOCOL, CLOSE_STOPPING};
+use crate::lease::Leases;
+use crate::metrics::NodeMetrics;
+use crate::stop::Stop;
+use crate::watch;
+
+/// A stream on which nothing was said for this long after it was opened is ended.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams for calls that one connection may have; each has buffers of its own, and one is enough.
+const CALL_STREAMS: usize = 4;
+
+/// Proposes a command of the node's own.
+pub(crate) async fn write_as_leader(
+    context: &Context,
+    author: &str,
+    command: Command,
+) -> Result<Outcome, Failure> {
+    write::propose(context, author, None, command).await
+}
+
+/// All that is needed to answer a client.
+pub struct Context {
+    /// The configuration.
+    pub config: Config,
+    /// Where others reach this node.
+    pub advertise: String,
+    /// Consensus.
+    pub raft: Raft,
+    /// What this node has applied.
+    pub state: State,
+    /// Linearizable reads.
+    pub linear: linear::Linear,
+    /// When leases end, while this node leads.
+    pub leases: Leases,
+    /// The time of proposals.
+    pub clock: Arc<Clock>,
+    /// What clients may use.
+    pub bounds: Bounds,
+    /// What is counted.
+    pub metrics: NodeMetrics,
+    /// Raised when new requests are no longer taken.
+    pub draining: Stop,
+    /// Raised when everything ends.
+    pub stop: Stop,
+}
+
+/// Serves clients. Clones share everything.
+#[derive(Clone)]
+pub struct Service {
+    context: Arc<Context>,
+    watches: watch::Watches,
+}
+
+impl Service {
+    /// A service.
+    pub fn new(context: Arc<Context>) -> Service {
+        let watches = watch::Watches::new(context.clone());
+        Service { context, watches }
+    }
+
+    /// Serves one connection until it ends.
+    pub async fn connection(&self, connection: quinn::Connection, identity: Identity) {
+        let author: Arc<str> = identity.name.as_str().into();
+        let place = Arc::new(calls::ConnectionRoom::new(self.context.config.requests_per_connection));
+        let call_streams = Arc::new(AtomicUsize::new(0));
+        loop {
+            let stream = tokio::select! {
+                stream = connection.accept_bi() => stream,
+                () = self.context.stop.raised() => return connection.close(CLOSE_STOPPING, b"the node is stopping"),
+            };
+            let Ok((send, recv)) = stream else { return };
+            let (service, author, place, call_streams) =
+                (self.clone(), author.clone(), place.clone(), call_streams.clone());
+            let connection = connection.clone();
+            tokio::spawn(async move {
+                if let Err(error) = service.stream(send, recv, author, place, &call_streams).await {
+                    // A stream that was reset is the client's way to end it; anything else is an
+                    // error in its program, and it is told so.
+                    match &error {
+                        DecodeError::Io(_) => tracing::debug!("a stream was ended: {error}"),
+                        _ => {
+                            tracing::warn!(from = %connection.remote_address(), "a client was cut off: {error}");
+                            connection.close(CLOSE_PROTOCOL, error.to_string().as_bytes());
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    async fn stream(
+        &self,
+        mut send: quinn::SendStream,
+        mut recv: quinn::RecvStream,
+        author: Arc<str>,
+        room: Arc<calls::ConnectionRoom>,
+        call_streams: &AtomicUsize,
+    ) -> Result<(), DecodeError> {
+        let hello = codec::read::<Hello, _>(FrameKind::Hello, &mut recv);
+        let hello = match tokio::time::timeout(HELLO_TIMEOUT, hello).await {
+            Ok(hello) => hello?,
+            // Half-open: it costs nothing any more.
+            Err(_) => {
+                let _ = send.reset(CLOSE_PROTOCOL);
+                return Ok(());
+            }
+        };
+        match hello {
+            None => Ok(()),
+            Some(Hello::Watch(start)) => {
+                self.watches.serve(start, send, recv).await;
+                Ok(())
+            }
+            Some(Hello::Calls) => {
+                if call_streams.fetch_add(1, Ordering::AcqRel) >= CALL_STREAMS {
+                    let _ = send.reset(crate::endpoint::CLOSE_BUSY);
+                    call_streams.fetch_sub(1, Ordering::AcqRel);
+                    return Ok(());
+                }
+                let served = calls::serve(self.context.clone(), send, recv, author, room).await;
+                call_streams.fetch_sub(1, Ordering::AcqRel);
+                served
+            }
+        }
+    }
+}

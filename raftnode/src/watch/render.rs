@@ -1,0 +1,178 @@
+//! Events as frames. Most watchers of a store watch the same subtree and stand at the same revision:
+//! what was rendered for one is kept for a moment, and serves the others.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorumfs_api::Key;
+use quorumfs_api::codec::{self, EncodeError, FrameKind};
+use quorumfs_api::event::Event;
+use quorumfs_api::record::Revision;
+use quorumfs_api::wire::WatchFrame;
+use quorumfs_machine::{Filtered, event_bytes, filter};
+
+/// Bytes of events in one frame. A larger event has a frame of its own.
+const FRAME_BYTES: usize = 1 << 20;
+/// Batches that are kept.
+const KEPT: usize = 16;
+/// A batch that is larger is not kept.
+const KEPT_BYTES: usize = 256 << 10;
+
+/// What a watcher of one prefix gets for some revisions.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Frames, one after the other; empty if nothing of it concerns the prefix.
+    pub frames: Bytes,
+    /// How many events are in them.
+    pub events: u64,
+    /// Revision of the last of these.
+    pub passed: Option<Revision>,
+    /// The last revision that was looked at.
+    pub last: Revision,
+    /// At this revision the watcher needs a new copy; what comes after is not in the frames.
+    pub copy_at: Option<Revision>,
+}
+
+struct Kept {
+    prefix: Key,
+    after: Revision,
+    last: Revision,
+    batch: Arc<Batch>,
+}
+
+/// Renders batches.
+#[derive(Default)]
+pub(super) struct Renderer {
+    kept: Mutex<VecDeque<Kept>>,
+}
+
+impl Renderer {
+    /// `events` come after revision `after`, without a gap.
+    pub fn render(
+        &self,
+        prefix: &Key,
+        after: Revision,
+        events: &[Arc<Event>],
+    ) -> Result<Arc<Batch>, EncodeError> {
+        let Some(last) = events.last().map(|event| event.revision) else {
+            return Ok(Arc::new(Batch { last: after, ..Batch::default() }));
+        };
+        let same = |kept: &&Kept| kept.after == after && kept.last == last && kept.prefix == *prefix;
+        if let Some(kept) = self.kept.lock().iter().find(same) {
+            return Ok(kept.batch.clone());
+        }
+        let batch = Arc::new(render(prefix, last, events)?);
+        if batch.frames.len() <= KEPT_BYTES {
+            let mut kept = self.kept.lock();
+            kept.truncate(KEPT - 1);
+            kept.push_front(Kept { prefix: prefix.clone(), after, last, batch: batch.clone() });
+        }
+        Ok(batch)
+    }
+}
+
+fn render(prefix: &Key, last: Revision, events: &[Arc<Event>]) -> Result<Batch, EncodeError> {
+    let mut batch = Batch { last, ..Batch::default() };
+    let mut frames = Vec::new();
+    let (mut frame, mut bytes) = (Vec::new(), 0);
+    for event in events {
+        match filter(event, prefix) {
+            Filtered::Nothing => {}
+            Filtered::Copy => {
+                batch.copy_at = Some(event.revision);
+                batch.last = event.revision;
+                break;
+            }
+            Filtered::Pass(event) => {
+                let cost = event_bytes(&event);
+                if bytes + cost > FRAME_BYTES && !frame.is_empty() {
+                    let full = std::mem::take(&mut frame);
+                    codec::encode_into(FrameKind::Watch, &WatchFrame::Events(full), &mut frames)?;
+                    bytes = 0;
+                }
+                bytes += cost;
+                batch.events += 1;
+                batch.passed = Some(event.revision);
+                frame.push(event);
+            }
+        }
+    }
+    if !frame.is_empty() {
+        codec::encode_into(FrameKind::Watch, &WatchFrame::Events(frame), &mut frames)?;
+    }
+    batch.frames = frames.into();
+    Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use quorumfs_api::event::{Change, Place};
+    use quorumfs_api::{Ino, Kind, Name, Record, Timestamp};
+
+    fn put(revision: Revision, key: &str, bytes: usize) -> Arc<Event> {
+        let key = Key::parse(key.to_owned()).unwrap();
+        let name: Name = key.split().unwrap().1;
+        let record = Record {
+            ino: Ino(7),
+            kind: Kind::File,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp(0),
+            ctime: Timestamp(0),
+            create_revision: 1,
+            mod_revision: revision,
+            version: 1,
+            lease: None,
+            author: String::new(),
+            xattrs: vec![],
+            value: vec![0; bytes].into(),
+        };
+        let place = Place { key, parent: Ino::ROOT, name };
+        let changes = vec![Change::Update { place, record }];
+        Arc::new(Event { revision, time: Timestamp(0), session: None, author: "a".into(), changes })
+    }
+
+    fn frames(mut bytes: &[u8]) -> Vec<Vec<Revision>> {
+        let mut found = Vec::new();
+        while !bytes.is_empty() {
+            let length = 4 + u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
+            match codec::decode_whole(FrameKind::Watch, &bytes[..length]).unwrap() {
+                WatchFrame::Events(events) => found.push(events.iter().map(|event| event.revision).collect()),
+                other => panic!("{other:?}"),
+            }
+            bytes = &bytes[length..];
+        }
+        found
+    }
+
+    #[test]
+    fn events_are_filtered_batched_and_shared() {
+        let renderer = Renderer::default();
+        let events = [put(5, "/a/x", 10), put(6, "/b/x", 10), put(7, "/a/y", 10), put(8, "/b/y", 10)];
+        let prefix = Key::parse("/a").unwrap();
+        let batch = renderer.render(&prefix, 4, &events).unwrap();
+        assert_eq!(frames(&batch.frames), [vec![5, 7]]);
+        assert_eq!((batch.passed, batch.last, batch.events), (Some(7), 8, 2));
+        assert!(Arc::ptr_eq(&batch, &renderer.render(&prefix, 4, &events).unwrap()));
+        let other = renderer.render(&Key::root(), 4, &events).unwrap();
+        assert_eq!(frames(&other.frames), [vec![5, 6, 7, 8]]);
+    }
+
+    #[test]
+    fn large_events_get_frames_of_their_own() {
+        let events: Vec<_> = (1..=4).map(|revision| put(revision, "/a", 700 << 10)).collect();
+        let batch = Renderer::default().render(&Key::root(), 0, &events).unwrap();
+        assert_eq!(frames(&batch.frames), [vec![1], vec![2], vec![3], vec![4]]);
+    }
+
+    #[test]
+    fn nothing_new_is_an_empty_batch() {
+        let batch = Renderer::default().render(&Key::root(), 9, &[]).unwrap();
+        assert_eq!((batch.last, batch.passed, batch.frames.len()), (9, None, 0));
+    }
+}

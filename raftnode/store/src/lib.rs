@@ -1,0 +1,37 @@
+//! Storage of one member: the Raft log in `log.redb`, the state of the store in `state.redb`, and
+//! snapshots of the state as files.
+//!
+//! [`Store::open`] gives four handles. openraft takes [`LogStore`] and [`StateMachine`]; the node
+//! reads through [`State`] and moves snapshots with [`Snapshots`]; [`StoreGuard::close`] ends it.
+//!
+//! ```text
+//! openraft → LogStore     → tail (memory)   → writer thread  → LogBackend → log.redb
+//! openraft → StateMachine → layers (memory) → flusher thread → state.redb
+//! node     → State ─────────┘
+//! ```
+//!
+//! What is on disk is what matters: a log write is acknowledged when it is durable, and the state is
+//! made durable in steps behind it, each of them the state at exactly one log index. After the first
+//! error of a disk nothing is acknowledged any more: the node has to stop and start again.
+
+mod dir;
+mod error;
+pub mod format;
+mod log;
+mod machine;
+mod snapshot;
+mod state;
+mod store;
+mod types;
+
+pub use dir::Identity;
+pub use error::OpenError;
+pub use log::{Batch, LogBackend, LogReader, LogStart, LogStore, Op, RedbLog};
+pub use machine::{SnapshotBuilder, StateMachine};
+pub use snapshot::{Receiving, SnapshotError, SnapshotFile, Snapshots};
+pub use state::{AppliedAt, Behind, EventsError, SnapshotView, State, View};
+pub use store::{OpenDatabase, Options, Store, StoreGuard};
+pub use types::{
+    Entry, LeaderId, LogId, LogState, Logged, MemberNode, Membership, NodeId, Payload, Raft, Snapshot,
+    SnapshotMeta, StoredMembership, TypeConfig, Vote,
+};

@@ -1,0 +1,89 @@
+//! A cluster of three etcd members on this machine, with default settings.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::etcd_api::Etcd;
+use crate::process::{Process, free_tcp_ports, until};
+
+/// How long the members have to elect a leader.
+const START_TIME: Duration = Duration::from_secs(60);
+
+/// The running cluster.
+pub struct EtcdCluster {
+    members: Vec<Process>,
+    ports: [u16; 3],
+    /// What the program says of itself.
+    pub version: String,
+}
+
+impl EtcdCluster {
+    /// Starts it, with its data under `dir`.
+    pub async fn start(dir: &Path) -> anyhow::Result<EtcdCluster> {
+        let output = Command::new("etcd")
+            .arg("--version")
+            .output()
+            .context("etcd is not installed: scripts/setup --bench")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.lines().next().unwrap_or_default().replace("etcd Version: ", "");
+        let all = free_tcp_ports::<6>()?;
+        let (ports, peers) = ([all[0], all[1], all[2]], [all[3], all[4], all[5]]);
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let cluster: Vec<String> = (0..3).map(|i| format!("e{}={}", i + 1, url(peers[i]))).collect();
+        let mut members = Vec::new();
+        for i in 0..3 {
+            let name = format!("e{}", i + 1);
+            let mut command = Command::new("etcd");
+            // The environment must not configure it behind our back.
+            for (variable, _) in
+                std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_"))
+            {
+                command.env_remove(variable);
+            }
+            command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
+            command.arg("--name").arg(&name).arg("--data-dir").arg(dir.join(&name));
+            command.arg("--listen-client-urls").arg(url(ports[i]));
+            command.arg("--advertise-client-urls").arg(url(ports[i]));
+            command.arg("--listen-peer-urls").arg(url(peers[i]));
+            command.arg("--initial-advertise-peer-urls").arg(url(peers[i]));
+            command.arg("--initial-cluster").arg(cluster.join(","));
+            command
+                .arg("--initial-cluster-token")
+                .arg("quorumfs-bench")
+                .arg("--initial-cluster-state")
+                .arg("new");
+            members.push(Process::start(dir, &name, command)?);
+        }
+        let mut cluster = EtcdCluster { members, ports, version };
+        cluster.leader().await?;
+        Ok(cluster)
+    }
+
+    /// Port of the member that leads: etcd is asked there, without a hop in between.
+    pub async fn leader(&mut self) -> anyhow::Result<u16> {
+        let (members, ports) = (&mut self.members, self.ports);
+        until("etcd elects a leader", START_TIME, async || {
+            for member in members.iter_mut() {
+                member.check()?;
+            }
+            for port in ports {
+                if Etcd::connect(port).await?.leads().await? {
+                    return Ok(port);
+                }
+            }
+            anyhow::bail!("no member leads")
+        })
+        .await
+    }
+
+    /// Port of a member that does not lead: where a watcher on another host may be connected.
+    pub async fn follower(&mut self) -> anyhow::Result<u16> {
+        let leader = self.leader().await?;
+        let other = self.ports.into_iter().find(|port| *port != leader);
+        ensure!(other.is_some(), "etcd has only one member");
+        Ok(other.unwrap_or(leader))
+    }
+}

@@ -1,0 +1,187 @@
+//! A quorumfs cluster on this machine: the real programs, their data on disk, mutual TLS as always.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use quorumfs_api::client::{Client, Session, Settings};
+use quorumfs_api::wire::{Admin, Consistency};
+use quorumfs_api::{Command as Change, CreateMode, Key, LeaseChange, Owner};
+
+use crate::process::{Process, free_udp_ports, run, until};
+
+/// How long a cluster has to form, and a mount to appear.
+const START_TIME: Duration = Duration::from_secs(60);
+/// How long a request may take.
+const CALL_TIME: Duration = Duration::from_secs(10);
+/// Time to live of a session.
+const SESSION_TTL: Duration = Duration::from_secs(30);
+/// The identity of the benchmark.
+const IDENTITY: &str = "bench";
+
+/// The running cluster, and its mounts.
+pub struct QuorumCluster {
+    // Mounts end before the nodes that they need.
+    mounts: Vec<Mount>,
+    _nodes: Vec<Process>,
+    bin: PathBuf,
+    dir: PathBuf,
+    addresses: Vec<String>,
+}
+
+struct Mount {
+    _process: Process,
+    path: PathBuf,
+}
+
+/// One client with its connections and its session.
+#[derive(Clone)]
+pub struct Handle {
+    client: Client,
+    session: Arc<Session>,
+}
+
+impl QuorumCluster {
+    /// Starts `size` nodes with everything of theirs under `dir`.
+    pub async fn start(bin: &Path, dir: &Path, size: usize) -> anyhow::Result<QuorumCluster> {
+        let certs = dir.join("certs");
+        run(Command::new(bin.join("certs")).arg("init").arg(&certs))?;
+        let issue = |role: &str, name: &str, san: Option<&str>| {
+            let mut command = Command::new(bin.join("certs"));
+            command.arg("issue").arg("--dir").arg(&certs).arg(role).arg(name);
+            if let Some(san) = san {
+                command.arg("--san").arg(san);
+            }
+            run(&mut command)
+        };
+        issue("--client", IDENTITY, None)?;
+        let ports = free_udp_ports::<3>()?;
+        let addresses: Vec<String> = ports[..size].iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let mut nodes = Vec::new();
+        for (i, address) in addresses.iter().enumerate() {
+            let name = format!("n{}", i + 1);
+            issue("--node", &name, Some("127.0.0.1"))?;
+            let flags = |command: &mut Command| {
+                command
+                    .arg("--id")
+                    .arg((i + 1).to_string())
+                    .arg("--name")
+                    .arg(&name)
+                    .arg("--listen")
+                    .arg(address);
+                command
+                    .arg("--data")
+                    .arg(dir.join(&name))
+                    .arg("--certs")
+                    .arg(&certs)
+                    .arg("--metrics")
+                    .arg("off");
+            };
+            let mut command = Command::new(bin.join("raftnode"));
+            if i == 0 {
+                let mut init = Command::new(bin.join("raftnode"));
+                init.arg("init");
+                flags(&mut init);
+                run(&mut init)?;
+                flags(&mut command);
+            } else {
+                flags(&mut command);
+                command.arg("--join").arg(&addresses[0]);
+            }
+            nodes.push(Process::start(dir, &name, command)?);
+        }
+        let (bin, dir) = (bin.to_path_buf(), dir.to_path_buf());
+        let cluster = QuorumCluster { mounts: Vec::new(), _nodes: nodes, bin, dir, addresses };
+        let client = cluster.client()?;
+        for id in 2..=size as u64 {
+            until("a node joins", START_TIME, async || {
+                Ok(client.admin(Admin::Promote(id), CALL_TIME).await?)
+            })
+            .await?;
+        }
+        until("the cluster serves", START_TIME, async || Ok(client.barrier(CALL_TIME).await?)).await?;
+        Ok(cluster)
+    }
+
+    fn client(&self) -> anyhow::Result<Client> {
+        let settings = Settings {
+            nodes: self.addresses.clone(),
+            certs: self.dir.join("certs"),
+            name: IDENTITY.to_string(),
+            timeout: CALL_TIME,
+        };
+        Ok(Client::new(settings)?)
+    }
+
+    /// A client of its own, with connections of its own.
+    pub async fn connect(&self) -> anyhow::Result<Handle> {
+        let client = self.client()?;
+        let session = client.session(SESSION_TTL, CALL_TIME).await.context("opening a session")?;
+        Ok(Handle { client, session: Arc::new(session) })
+    }
+
+    /// Mounts the store once more; answers where.
+    pub async fn mount(&mut self) -> anyhow::Result<PathBuf> {
+        let name = format!("host{}", self.mounts.len());
+        let path = self.dir.join(&name);
+        std::fs::create_dir(&path)?;
+        let mut command = Command::new(self.bin.join("fsd"));
+        command.arg("mount").arg(self.addresses.join(",")).arg(&path);
+        command.arg("--certs").arg(self.dir.join("certs")).arg("--name").arg(IDENTITY);
+        let mut process = Process::start(&self.dir, &format!("fsd-{name}"), command)?;
+        until("the mount appears", START_TIME, async || {
+            process.check()?;
+            is_mounted(&path)
+        })
+        .await?;
+        self.mounts.push(Mount { _process: process, path: path.clone() });
+        Ok(path)
+    }
+
+    /// Ends the mounts; fails if one stays.
+    pub fn unmount(&mut self) -> anyhow::Result<()> {
+        let paths: Vec<PathBuf> = self.mounts.drain(..).map(|mount| mount.path.clone()).collect();
+        for path in paths {
+            ensure!(is_mounted(&path).is_err(), "{path:?} is still mounted");
+        }
+        Ok(())
+    }
+}
+
+fn is_mounted(path: &Path) -> anyhow::Result<()> {
+    let info = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let path = path.to_string_lossy();
+    ensure!(info.lines().any(|line| line.split(' ').nth(4) == Some(&path)), "{path} is not mounted");
+    Ok(())
+}
+
+impl Handle {
+    /// Puts, exactly once.
+    pub async fn put(&self, key: &str, value: Bytes) -> anyhow::Result<()> {
+        let command = put_command(key.parse()?, value);
+        let outcome = self.session.write(command, CALL_TIME).await?;
+        outcome.result.with_context(|| format!("put of {key}"))?;
+        Ok(())
+    }
+
+    /// Gets.
+    pub async fn get(&self, key: &str, serializable: bool) -> anyhow::Result<Option<Bytes>> {
+        let consistency = if serializable { Consistency::Serializable } else { Consistency::Linearizable };
+        let (_, record) = self.client.get(key.parse()?, consistency, CALL_TIME).await?;
+        Ok(record.map(|record| record.value))
+    }
+}
+
+fn put_command(key: Key, value: Bytes) -> Change {
+    Change::Put {
+        target: key.into(),
+        value,
+        create: CreateMode::Allow,
+        parents: true,
+        owner: Owner::FILE,
+        lease: LeaseChange::Keep,
+    }
+}

@@ -1,0 +1,259 @@
+//! One run: starts both sides, takes turns, and collects.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::etcd::EtcdCluster;
+use crate::etcd_api::Etcd;
+use crate::files::{self, Access};
+use crate::load::{self, Operation, Target};
+use crate::quorum::QuorumCluster;
+use crate::report::{Aim, Machine, PutLoad, Report, Row};
+use crate::stats::{Samples, Summary};
+use crate::{disk, events};
+
+/// Numbers of clients, with the aims of issue 3: puts a second, and latency, as ratios to etcd's.
+const PUTS: [(usize, f64, f64); 4] = [(1, 1.3, 0.75), (16, 2.5, 0.4), (64, 4.0, 0.25), (256, 5.0, 0.2)];
+/// Clients of the gets.
+const GET_CLIENTS: usize = 64;
+/// What an event may take beyond a put, in milliseconds.
+const EVENT_EXTRA_MS: f64 = 0.5;
+
+/// What to do.
+pub struct Plan {
+    /// Where the programs are.
+    pub bin: PathBuf,
+    /// Where the data go; on a disk, and removed afterwards.
+    pub data: PathBuf,
+    /// Rounds of each side.
+    pub rounds: usize,
+    /// Length of a round.
+    pub time: Duration,
+    /// Whether this is a short run.
+    pub quick: bool,
+}
+
+fn progress(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+/// Does it all.
+pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
+    let dir = tempfile::Builder::new().prefix("quorumfs-bench.").tempdir_in(&plan.data)?;
+    let mut rows = Vec::new();
+    let mut details: Vec<(String, Summary)> = Vec::new();
+
+    progress("the disk by itself: append of 4 KiB + fdatasync");
+    let raw = disk::append_and_sync(dir.path(), plan.time)?.summary();
+    details.push(("raw append + fdatasync".into(), raw));
+
+    progress("one node, one client");
+    let single = one_node(plan, &make(dir.path(), "single")?).await?;
+    details.push(("put, one node, 1 client".into(), single));
+    rows.push(Row::new(
+        "put p50, one node, 1 client",
+        "ms",
+        single.p50_ms,
+        raw.p50_ms,
+        "raw",
+        Aim::RatioAtMost(2.0),
+    ));
+
+    progress("starting three raftnodes and three etcds");
+    let mut etcd = EtcdCluster::start(&make(dir.path(), "etcd")?).await?;
+    let mut quorum = QuorumCluster::start(&plan.bin, &make(dir.path(), "quorumfs")?, 3).await?;
+    let machine = Machine::describe(dir.path(), etcd.version.clone());
+    let ours = connect_quorum(&quorum, load::CONNECTIONS_MAX).await?;
+    let theirs = connect_etcd(&mut etcd, load::CONNECTIONS_MAX).await?;
+
+    let mut puts = Vec::new();
+    for (clients, rate, latency) in PUTS {
+        let load = if clients == 1 { "1 client".to_string() } else { format!("{clients} clients") };
+        progress(&format!("puts, {load}"));
+        let (our, their) = turns(plan, &ours, &theirs, Operation::Put, clients).await?;
+        rows.push(Row::new(
+            format!("puts, {load}"),
+            "/s",
+            our.rate,
+            their.rate,
+            "etcd",
+            Aim::RatioAtLeast(rate),
+        ));
+        for (name, a, b) in [("p50", our.p50_ms, their.p50_ms), ("p99", our.p99_ms, their.p99_ms)] {
+            rows.push(Row::new(format!("put {name}, {load}"), "ms", a, b, "etcd", Aim::RatioAtMost(latency)));
+        }
+        puts.push(PutLoad { clients, ours: our, etcd: their });
+    }
+    for (name, operation) in
+        [("linearizable", Operation::GetLinearizable), ("serializable", Operation::GetSerializable)]
+    {
+        progress(&format!("{name} gets, {GET_CLIENTS} clients"));
+        load::fill(&ours[0], load::FILLED).await?;
+        load::fill(&theirs[0], load::FILLED).await?;
+        let (our, their) = turns(plan, &ours, &theirs, operation, GET_CLIENTS).await?;
+        rows.push(Row::new(
+            format!("{name} gets, {GET_CLIENTS} clients"),
+            "/s",
+            our.rate,
+            their.rate,
+            "etcd",
+            Aim::RatioAtLeast(5.0),
+        ));
+        details.push((format!("{name} gets, quorumfs"), our));
+        details.push((format!("{name} gets, etcd"), their));
+    }
+
+    let (a, b) = (quorum.mount().await?, quorum.mount().await?);
+    let put = puts.first().map_or(f64::NAN, |load| load.ours.p50_ms);
+    event_rows(plan, (&a, &b), &mut etcd, put, &mut rows, &mut details).await?;
+    drop((etcd, theirs));
+    file_rows(plan, &b, &ours[0], &mut rows, &mut details).await?;
+    drop(ours);
+    quorum.unmount()?;
+    drop(quorum);
+    dir.close().context("removing the data of the run")?;
+    Ok(Report { machine, quick: plan.quick, rows, puts, details })
+}
+
+fn make(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let path = dir.join(name);
+    std::fs::create_dir(&path).with_context(|| format!("making {path:?}"))?;
+    Ok(path)
+}
+
+async fn one_node(plan: &Plan, dir: &Path) -> anyhow::Result<Summary> {
+    let cluster = QuorumCluster::start(&plan.bin, dir, 1).await?;
+    let targets = connect_quorum(&cluster, 1).await?;
+    Ok(load::run(&targets, Operation::Put, 1, plan.time).await?.summary())
+}
+
+async fn connect_quorum(cluster: &QuorumCluster, connections: usize) -> anyhow::Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    for _ in 0..connections {
+        targets.push(Target::Quorum(cluster.connect().await?));
+    }
+    Ok(targets)
+}
+
+async fn connect_etcd(cluster: &mut EtcdCluster, connections: usize) -> anyhow::Result<Vec<Target>> {
+    let leader = cluster.leader().await?;
+    let mut targets = Vec::new();
+    for _ in 0..connections {
+        targets.push(Target::Etcd(Etcd::connect(leader).await?));
+    }
+    Ok(targets)
+}
+
+/// Both sides in turn, round by round; each first warms up for a tenth of a round.
+async fn turns(
+    plan: &Plan,
+    ours: &[Target],
+    theirs: &[Target],
+    operation: Operation,
+    clients: usize,
+) -> anyhow::Result<(Summary, Summary)> {
+    let mut all = [Samples::default(), Samples::default()];
+    let connections = load::connections(clients);
+    for _ in 0..plan.rounds {
+        for (samples, targets) in all.iter_mut().zip([ours, theirs]) {
+            let targets = &targets[..connections.min(targets.len())];
+            load::run(targets, operation, clients, plan.time / 10).await?;
+            samples.append(load::run(targets, operation, clients, plan.time).await?);
+        }
+    }
+    Ok((all[0].summary(), all[1].summary()))
+}
+
+async fn event_rows(
+    plan: &Plan,
+    (a, b): (&Path, &Path),
+    etcd: &mut EtcdCluster,
+    put_p50: f64,
+    rows: &mut Vec<Row>,
+    details: &mut Vec<(String, Summary)>,
+) -> anyhow::Result<()> {
+    progress("close on one mount to the inotify event on the other");
+    let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+    for _ in 0..plan.rounds {
+        let (a, b, time) = (a.to_path_buf(), b.to_path_buf(), plan.time);
+        ours.append(tokio::task::spawn_blocking(move || events::between_mounts(&a, &b, time)).await??);
+        theirs.append(events::through_etcd(etcd, plan.time).await?);
+    }
+    let (ours, theirs) = (ours.summary(), theirs.summary());
+    let most = put_p50 + EVENT_EXTRA_MS;
+    rows.push(Row::new("close to event, p50", "ms", ours.p50_ms, put_p50, "put p50", Aim::AtMost(most)));
+    rows.push(Row::new(
+        "close to event, p50",
+        "ms",
+        ours.p50_ms,
+        theirs.p50_ms,
+        "etcd put to watch",
+        Aim::RatioAtMost(1.0),
+    ));
+    rows.push(Row::new(
+        "close to event, p99",
+        "ms",
+        ours.p99_ms,
+        theirs.p99_ms,
+        "etcd put to watch",
+        Aim::RatioAtMost(1.0),
+    ));
+    details.push(("close to inotify event".into(), ours));
+    details.push(("etcd put to watch".into(), theirs));
+    Ok(())
+}
+
+async fn file_rows(
+    plan: &Plan,
+    mount: &Path,
+    target: &Target,
+    rows: &mut Vec<Row>,
+    details: &mut Vec<(String, Summary)>,
+) -> anyhow::Result<()> {
+    progress("files on the mount and on tmpfs");
+    let tmpfs = tempfile::Builder::new().prefix("quorumfs-bench.").tempdir_in("/dev/shm")?;
+    files::prepare(mount)?;
+    files::prepare(tmpfs.path())?;
+    for (name, access, aim) in [
+        ("stat", Access::Stat, 1.1),
+        ("pread, cached", Access::Pread, 1.1),
+        ("open+read+close, cached", Access::OpenReadClose, 5.0),
+    ] {
+        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+        for _ in 0..plan.rounds {
+            for (samples, dir) in
+                [(&mut ours, mount.to_path_buf()), (&mut theirs, tmpfs.path().to_path_buf())]
+            {
+                let time = plan.time / 3;
+                samples
+                    .append(tokio::task::spawn_blocking(move || files::measure(&dir, access, time)).await??);
+            }
+        }
+        let (ours, theirs) = (ours.summary(), theirs.summary());
+        // Microseconds: these are the only figures that are so small.
+        rows.push(Row::new(
+            name,
+            "µs",
+            ours.p50_ms * 1e3,
+            theirs.p50_ms * 1e3,
+            "tmpfs",
+            Aim::RatioAtMost(aim),
+        ));
+        details.push((format!("{name}, mount"), ours));
+        details.push((format!("{name}, tmpfs"), theirs));
+    }
+    progress("echo v > f on the mount and the API's put");
+    let (mut echo, mut put) = (Samples::default(), Samples::default());
+    for _ in 0..plan.rounds {
+        let (dir, time) = (mount.to_path_buf(), plan.time);
+        echo.append(tokio::task::spawn_blocking(move || files::measure(&dir, Access::Echo, time)).await??);
+        put.append(load::run(std::slice::from_ref(target), Operation::Put, 1, plan.time).await?);
+    }
+    let (echo, put) = (echo.summary(), put.summary());
+    rows.push(Row::new("echo v > f, p50", "ms", echo.p50_ms, put.p50_ms, "API put", Aim::RatioAtMost(1.3)));
+    details.push(("echo v > f on the mount".into(), echo));
+    details.push(("put beside it".into(), put));
+    Ok(())
+}
