@@ -220,7 +220,7 @@ fn locks_hold_between_hosts() {
         return;
     }
     let world = World::new("locks", 2);
-    fs::write(world.a().join("l"), "").unwrap();
+    fs::write(world.a().join("l"), "a lock").unwrap();
     world.settle();
     let (a, b) = (world.a().join("l"), world.b().join("l"));
     let lock = File::open(&a).unwrap();
