@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quorumfs_api::key::Name;
-use quorumfs_api::record::Kind;
+use quorumfs_api::record::{Kind, Timestamp};
 
 use crate::kernel::NodeId;
 
@@ -21,43 +21,47 @@ pub const REPLAY_FH: Fh = u64::MAX;
 pub struct Reader {
     /// What.
     pub node: NodeId,
-    /// The value that is being read. It is taken anew at the beginning of the file and at its end, so
-    /// that one pass never sees parts of two values, and `tail -f` sees what comes.
+    /// The value that is being read.
     pub value: Bytes,
     /// Whether reads come here one by one; else they come through the page cache, which has room for
-    /// one value only: the newest.
+    /// one value only: the one whose attributes the kernel has.
     pub direct: bool,
     /// When it was opened.
     pub opened: Instant,
+    /// Times of last change of the value and of anything, as the kernel was told of them with that value.
+    pub times: (Timestamp, Timestamp),
     /// Its reader has been told that the file ends: what it asks for next belongs to a new pass.
     pub ended: bool,
-    /// When it was last read from.
-    pub read: Instant,
 }
-
-/// A reader that comes back after so long begins anew, even if it never asked for the end.
-const PASS_PAUSE: Duration = Duration::from_millis(100);
 
 impl Reader {
     /// One that begins.
-    pub fn new(node: NodeId, value: Bytes, direct: bool) -> Reader {
-        let now = Instant::now();
-        Reader { node, value, direct, opened: now, ended: false, read: now }
+    pub fn new(node: NodeId, value: Bytes, times: (Timestamp, Timestamp), direct: bool) -> Reader {
+        Reader { node, value, direct, opened: Instant::now(), times, ended: false }
     }
 
     /// What a read at `offset` is served from, where the file's value is `now`.
+    ///
+    /// Past the page cache, a value is taken anew at the beginning of a pass only, so that one pass never
+    /// sees parts of two, and behind the end where it was appended to, so that `tail -f` sees what comes.
+    /// What fills the page cache stays until the kernel takes the new length, too: [`Handles::refresh`].
     pub fn at(&mut self, offset: usize, now: Option<Bytes>) -> &Bytes {
         let at_end = offset >= self.value.len();
-        let anew = offset == 0 || (at_end && (self.ended || self.read.elapsed() > PASS_PAUSE));
         if let Some(now) = now
-            && (anew || !self.direct)
+            && self.direct
+            && !same(&now, &self.value)
+            && (offset == 0 || at_end && (self.ended || now.starts_with(&self.value)))
         {
             self.value = now;
         }
         self.ended = offset >= self.value.len();
-        self.read = Instant::now();
         &self.value
     }
+}
+
+/// Whether two values are one and the same in memory: a changed one never is.
+pub fn same(one: &Bytes, other: &Bytes) -> bool {
+    one.len() == other.len() && one.as_ptr() == other.as_ptr()
 }
 
 /// What was written to a handle and is not published yet.
@@ -278,13 +282,24 @@ impl Handles {
         })
     }
 
-    /// When a node was last opened for reading through the page cache, by somebody who still has it open.
-    pub fn last_cached_open(&self, node: NodeId) -> Option<Instant> {
-        let opened = self.of(node).iter().filter_map(|fh| match self.open.get(fh) {
-            Some(Handle::Reader(reader)) if !reader.direct => Some(reader.opened),
+    /// Those who read a node through the page cache.
+    pub fn cached(&self, node: NodeId) -> impl Iterator<Item = &Reader> {
+        self.of(node).iter().filter_map(|fh| match self.open.get(fh) {
+            Some(Handle::Reader(reader)) if !reader.direct => Some(reader),
             _ => None,
-        });
-        opened.max()
+        })
+    }
+
+    /// What fills the page cache of a node is this from now on.
+    pub fn refresh(&mut self, node: NodeId, value: &Bytes, times: (Timestamp, Timestamp)) {
+        for fh in self.by_node.get(&node).into_iter().flatten() {
+            if let Some(Handle::Reader(reader)) = self.open.get_mut(fh)
+                && !reader.direct
+            {
+                reader.value = value.clone();
+                reader.times = times;
+            }
+        }
     }
 
     /// How many are open.
@@ -295,5 +310,54 @@ impl Handles {
     /// Whether none is open.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+    fn reader(text: &str, direct: bool) -> Reader {
+        Reader::new(7, bytes(text), Default::default(), direct)
+    }
+
+    #[test]
+    fn a_pass_is_of_one_value() {
+        let mut reader = reader("old value", true);
+        assert_eq!(reader.at(0, Some(bytes("newer and longer"))), "newer and longer", "it had not begun");
+        assert_eq!(reader.at(5, Some(bytes("another that is longer still"))), "newer and longer");
+        let end = "newer and longer".len();
+        assert_eq!(
+            reader.at(end, Some(bytes("another that is longer still"))).len(),
+            end,
+            "it is told the end"
+        );
+        // Whoever asks again wants what comes next.
+        assert_eq!(
+            reader.at(end, Some(bytes("another that is longer still"))),
+            "another that is longer still"
+        );
+    }
+
+    #[test]
+    fn what_was_appended_comes_at_once() {
+        let mut reader = reader("one\n", true);
+        assert_eq!(reader.at(4, Some(bytes("one\ntwo\n"))), "one\ntwo\n");
+    }
+
+    #[test]
+    fn the_page_cache_is_filled_with_what_the_kernel_was_told() {
+        let mut handles = Handles::default();
+        let fh = handles.add(Handle::Reader(reader("old", false)));
+        let read = |handles: &mut Handles| match handles.get_mut(fh) {
+            Some(Handle::Reader(reader)) => reader.at(0, Some(bytes("new"))).clone(),
+            _ => Bytes::new(),
+        };
+        assert_eq!(read(&mut handles), "old");
+        handles.refresh(7, &bytes("new"), Default::default());
+        assert_eq!(read(&mut handles), "new");
     }
 }

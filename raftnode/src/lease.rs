@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use openraft::metrics::RaftServerMetrics;
 use parking_lot::Mutex;
+use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::command::Command;
 use quorumfs_api::record::LeaseId;
 use quorumfs_machine::view;
@@ -79,7 +80,7 @@ impl Table {
             Some(counted) if counted.ending => Renewal::Ending,
             Some(counted) => {
                 self.queue.remove(&(counted.until, id));
-                counted.until = now + counted.ttl;
+                counted.until = now + if planted(Bug::LeaseEarly) { counted.ttl / 2 } else { counted.ttl };
                 self.queue.insert((counted.until, id));
                 Renewal::Renewed(counted.ttl)
             }
@@ -88,6 +89,9 @@ impl Table {
 
     /// Leases whose time is up, at most a batch of them; they can no longer be renewed.
     fn take_due(&mut self, now: Instant) -> Vec<LeaseId> {
+        if planted(Bug::LeaseForever) {
+            return Vec::new();
+        }
         let due: Vec<(Instant, LeaseId)> =
             self.queue.iter().take_while(|(until, _)| *until <= now).take(BATCH).copied().collect();
         for (until, id) in &due {

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// Packages whose programs the tests run.
-const PACKAGES: [&str; 4] = ["raftnode", "fsd", "kvctl", "certs"];
+const PACKAGES: [&str; 5] = ["raftnode", "fsd", "kvctl", "certs", "quorumfs-faults"];
 
 /// Path of one of the programs.
 ///

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::binaries::binary;
 use crate::cleanup::Scratch;
 use crate::deadline::{eventually, until};
+use crate::faults::Faults;
 use crate::kv::Kv;
 use crate::network::NetHost;
 use crate::node::Node;
@@ -20,6 +21,8 @@ pub struct Cluster {
     nodes: Vec<Node>,
     certs: PathBuf,
     flags: Vec<String>,
+    /// Whether new nodes can be broken from within.
+    breakable: bool,
     // Last, so that the nodes are gone when their directory goes.
     scratch: Scratch,
 }
@@ -50,6 +53,7 @@ impl Cluster {
         let mut cluster = Cluster {
             nodes: Vec::new(),
             flags: flags.iter().map(|f| f.to_string()).collect(),
+            breakable: false,
             certs,
             scratch,
         };
@@ -71,11 +75,24 @@ impl Cluster {
     fn prepare(&self, place: Option<NetHost>) -> Node {
         let id = self.nodes.iter().map(|n| n.id).max().unwrap_or(0) + 1;
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        let node = Node::new(id, self.scratch.path(), &self.certs, &flags, place);
+        let mut node = Node::new(id, self.scratch.path(), &self.certs, &flags, place);
+        node.faults = self.breakable.then(|| self.faults(&node.name));
         let ip = node.address.ip().to_string();
         let dir = self.certs.to_str().unwrap();
         self.certs_command(&["issue", "--dir", dir, "--node", &node.name, "--san", &ip]);
         node
+    }
+
+    fn faults(&self, name: &str) -> Faults {
+        Faults::new(self.scratch.path().join(format!("{name}.faults")))
+    }
+
+    /// From their next start on the nodes can be broken from within, and so can those that come.
+    pub fn make_breakable(&mut self) {
+        self.breakable = true;
+        for number in 0..self.nodes.len() {
+            self.nodes[number].faults = Some(self.faults(&self.nodes[number].name));
+        }
     }
 
     /// Makes a client's certificate.

@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod cleanup;
 pub mod cluster;
 pub mod deadline;
+pub mod faults;
 pub mod follower;
 pub mod history;
 pub mod host;
@@ -25,6 +26,7 @@ pub mod tree;
 
 pub use cluster::Cluster;
 pub use deadline::{eventually, guard, until};
+pub use faults::Faults;
 pub use host::Host;
 pub use inotify::Inotify;
 pub use kv::Kv;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::binaries::binary;
+use crate::faults::Faults;
 use crate::network::NetHost;
 use crate::process::{self, Process, SIGCONT, SIGKILL, SIGSTOP, describe, run};
 
@@ -30,6 +31,10 @@ pub struct Node {
     log: PathBuf,
     /// Flags besides the usual ones.
     pub flags: Vec<String>,
+    /// What can go wrong inside of it, from its next start on.
+    pub faults: Option<Faults>,
+    /// A directory of programs of another version, if it is to run that.
+    pub programs: Option<PathBuf>,
     /// The network namespace it lives in, if not this one.
     network: Option<NetHost>,
     process: Option<Process>,
@@ -52,6 +57,8 @@ impl Node {
             certs: certs.to_path_buf(),
             log: dir.join(format!("{name}.log")),
             flags: flags.iter().map(|f| f.to_string()).collect(),
+            faults: None,
+            programs: None,
             network,
             process: None,
             from: 0,
@@ -61,7 +68,8 @@ impl Node {
 
     /// The command that runs it; with `init`, the one that makes it the first of a cluster.
     pub fn command(&self, init: bool) -> Command {
-        let mut command = Command::new(binary("raftnode"));
+        let program = self.programs.as_ref().map_or_else(|| binary("raftnode"), |dir| dir.join("raftnode"));
+        let mut command = Command::new(program);
         if init {
             command.arg("init");
         }
@@ -70,6 +78,9 @@ impl Node {
         command.arg("--data").arg(&self.data).arg("--certs").arg(&self.certs);
         command.args(&self.flags);
         process::set_log(&mut command);
+        if let Some(faults) = &self.faults {
+            faults.enter(&mut command);
+        }
         if let Some(host) = &self.network {
             host.enter(&mut command);
         }

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use quorumfs_tests::deadline::Done;
 use quorumfs_tests::pair::{PROPAGATION, pair};
@@ -54,6 +55,98 @@ fn p1_readers_never_see_a_part_of_a_value() {
         }
     });
     assert!(reads.load(Ordering::Relaxed) > 100, "the readers hardly ran: {reads:?}");
+}
+
+/// Promise 1: one descriptor reads one value, in however many reads, also of a file that was quiet and is
+/// read through the page cache; on the writer's own mount, too. A pass that takes longer than the mount
+/// waits for it is not judged (SEMANTICS.md, edges).
+#[test]
+fn p1_one_descriptor_reads_one_value() {
+    let _guard = guard(240);
+    let place = pair().place("p1-pieces");
+    let files: Vec<String> = (0..QUIET_FILES).map(|n| format!("f{n}")).collect();
+    for name in &files {
+        fs::write(place.a.join(name), letters(0)).unwrap();
+    }
+    barrier(&place.b);
+    let (judged, slow) = (AtomicU64::new(0), AtomicU64::new(0));
+    for round in 1..=QUIET_ROUNDS {
+        // Only what has been quiet is read through the page cache.
+        let quiet_since = Instant::now();
+        until("the files have been quiet", PROPAGATION, || quiet_since.elapsed() > QUIET);
+        let done = Done::default();
+        thread::scope(|scope| {
+            let _finish = done.finish();
+            for dir in [&place.a, &place.b] {
+                for (number, name) in files.iter().enumerate() {
+                    let (done, judged, slow, path) = (&done, &judged, &slow, dir.join(name));
+                    let piece = 60 + 90 * (number % 7);
+                    scope.spawn(move || {
+                        while !done.is_set() {
+                            let (seen, taken) = read_in_pieces(&path, piece);
+                            if taken >= PASS {
+                                slow.fetch_add(1, Ordering::Relaxed);
+                                continue;
+                            }
+                            judged.fetch_add(1, Ordering::Relaxed);
+                            let letter = *seen.first().expect("it is never empty");
+                            assert!(
+                                seen == letters((letter - b'a') as usize),
+                                "a mixture after {taken:?}: {} bytes of {:?} by {piece} in {path:?}",
+                                seen.len(),
+                                String::from_utf8_lossy(&seen)
+                            );
+                        }
+                    });
+                }
+            }
+            let _quiet = quiet();
+            for (number, name) in files.iter().enumerate() {
+                let path = place.a.join(name);
+                let mut file = match number % 2 {
+                    0 => File::create(path).unwrap(),
+                    _ => OpenOptions::new().write(true).open(path).unwrap(),
+                };
+                let value = letters(round);
+                let (first, second) = value.split_at(value.len() / 2);
+                file.write_all(first).unwrap();
+                file.write_all(second).unwrap();
+                file.set_len(value.len() as u64).unwrap();
+            }
+            barrier(&place.b);
+        });
+    }
+    let (judged, slow) = (judged.into_inner(), slow.into_inner());
+    eprintln!("{judged} passes were judged, {slow} took too long");
+    assert!(judged > 200, "the readers hardly ran: {judged} passes, {slow} too slow");
+}
+
+/// Files of [`p1_one_descriptor_reads_one_value`], each with a reader on each mount.
+const QUIET_FILES: usize = 24;
+/// How often each is replaced.
+const QUIET_ROUNDS: usize = 4;
+/// Longer than the time after which a mount lets a file that was changed into the page cache again.
+const QUIET: Duration = Duration::from_millis(2200);
+/// How long a mount waits for whoever has just opened a file: `fsd::core::PASS`.
+const PASS: Duration = Duration::from_millis(100);
+
+/// A value that fits in a page: one letter, and each letter has a length of its own.
+fn letters(n: usize) -> Vec<u8> {
+    vec![b'a' + (n % 26) as u8; 400 + (n % 26) * 1307 % 3600]
+}
+
+/// One pass through a file, and how long it took from before the open.
+fn read_in_pieces(path: &Path, piece: usize) -> (Vec<u8>, Duration) {
+    let begun = Instant::now();
+    let mut file = File::open(path).expect("the file is always there");
+    let (mut seen, mut buffer) = (Vec::new(), vec![0; piece]);
+    loop {
+        let length = file.read(&mut buffer).expect("it can be read");
+        if length == 0 {
+            return (seen, begun.elapsed());
+        }
+        seen.extend_from_slice(&buffer[..length]);
+    }
 }
 
 /// Promise 1: what is written to a handle, and its O_TRUNC, are private until fsync or close.

@@ -63,7 +63,7 @@ impl Fs {
         if self.is_replayer(caller) {
             let mut state = self.core.state.lock();
             return match state.kernel.ino(node).is_some_and(|ino| expect::sets(&mut state.queue, ino)) {
-                true => self.attributes(&state, caller, node, None),
+                true => self.attributes(&mut state, caller, node, None),
                 false => Err(Errno::ESTALE),
             };
         }
@@ -89,8 +89,8 @@ impl Fs {
                 self.core.commit(vec![Touch::Ino(ino)], Command::SetAttr { target, set }).await?;
             }
         }
-        let state = self.core.state.lock();
-        match self.attributes(&state, caller, node, fh) {
+        let mut state = self.core.state.lock();
+        match self.attributes(&mut state, caller, node, fh) {
             // An orphan that is not open any more.
             Err(Errno::ESTALE) => {
                 state.attr(node, &self.core.rules.shown).map(|a| (a, Duration::ZERO)).ok_or(Errno::ESTALE)
@@ -120,7 +120,7 @@ impl Fs {
             if size > state.value_limit() {
                 return Err(Errno::EFBIG);
             }
-            let base = Self::published(&state, node).unwrap_or_default();
+            let base = state.published(node).unwrap_or_default();
             match fh.and_then(|fh| state.handles.writer(fh)) {
                 Some(writer) => {
                     // The length that it has changes nothing, so there is nothing to publish.

@@ -68,25 +68,29 @@ impl Fs {
             self.require_leader().await?;
         }
         self.settle(node).await;
+        if is_for_writing(flags) {
+            self.core.let_readers_end(node).await;
+        }
         let mut state = self.core.state.lock();
         let state = &mut *state;
         if is_for_writing(flags) {
             return self.open_writer(state, caller, node, flags);
         }
-        let (value, version, private) = match state.kernel.resolve(node, &state.mirror) {
+        let (value, times, version, private) = match state.kernel.resolve(node, &state.mirror) {
             Object::Real(ino) => {
                 let record = &state.mirror.get(ino).ok_or(Errno::ESTALE)?.record;
                 check_file(record.kind)?;
-                (record.value.clone(), record.version, false)
+                (record.value.clone(), (record.mtime, record.ctime), record.version, false)
             }
-            Object::Private => (Bytes::new(), 0, true),
+            Object::Private => (Bytes::new(), Default::default(), 0, true),
             Object::Orphan | Object::Gone => return Err(Errno::ESTALE),
         };
-        let busy = state.kernel.last_change(node).is_some_and(|changed| changed.elapsed() < BUSY);
+        let busy = state.untold.contains(&node)
+            || state.kernel.last_change(node).is_some_and(|changed| changed.elapsed() < BUSY);
         let direct =
             private || busy || value.len() > CACHED_MAX || state.handles.writers(node).next().is_some();
         let keep_cache = !direct && state.kernel.keep_cache(node, version);
-        let fh = state.handles.add(Handle::Reader(Reader::new(node, value, direct)));
+        let fh = state.handles.add(Handle::Reader(Reader::new(node, value, times, direct)));
         Ok(Opened { fh, direct, keep_cache, no_flush: true })
     }
 
@@ -208,15 +212,6 @@ impl Fs {
         Ok((entry, opened))
     }
 
-    /// What a file holds for others, or held when it lost its name.
-    pub(super) fn published(state: &State, node: NodeId) -> Option<Bytes> {
-        match state.kernel.resolve(node, &state.mirror) {
-            Object::Real(ino) => Some(state.mirror.get(ino)?.record.value.clone()),
-            Object::Orphan => state.kernel.orphaned(node).map(|record| record.value.clone()),
-            Object::Private | Object::Gone => None,
-        }
-    }
-
     /// Reads.
     pub fn read(&self, fh: Fh, offset: u64, size: u32) -> Result<Bytes> {
         if fh == REPLAY_FH {
@@ -224,7 +219,7 @@ impl Fs {
         }
         let mut state = self.core.state.lock();
         let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
-        let published = Self::published(&state, node);
+        let published = state.published(node);
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let content = match state.handles.get_mut(fh) {
             Some(Handle::Reader(reader)) => reader.at(offset, published).clone(),
@@ -244,7 +239,7 @@ impl Fs {
         let mut state = self.core.state.lock();
         let limit = state.value_limit();
         let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
-        let base = Self::published(&state, node).unwrap_or_default();
+        let base = state.published(node).unwrap_or_default();
         let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
         let from = if writer.at_end { writer.len(base.len()) as u64 } else { offset };
         if writer.refused || from.saturating_add(data.len() as u64) > limit {
@@ -269,7 +264,7 @@ impl Fs {
         let mut state = self.core.state.lock();
         let limit = state.value_limit();
         let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
-        let base = Self::published(&state, node).unwrap_or_default();
+        let base = state.published(node).unwrap_or_default();
         let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
         let wanted = offset.checked_add(length).filter(|end| *end <= limit).ok_or(Errno::EFBIG)?;
         if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && wanted as usize > writer.len(base.len()) {

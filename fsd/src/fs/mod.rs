@@ -105,6 +105,7 @@ impl Fs {
 
     /// Gives the kernel an entry for what is at `at` in the tree.
     fn give(&self, state: &mut State, at: &At, ino: Ino) -> Result<Entry> {
+        state.catch_up(state.kernel.node(ino));
         let attr = state.attr_of(ino, &self.core.rules.shown).ok_or(Errno::ENOENT)?;
         state.kernel.looked_up(attr.node);
         // While its replay is pending, the kernel must ask again: under the replayer it may not be there.
@@ -121,8 +122,9 @@ impl Fs {
 
     /// Attributes of what is being written are only good for now.
     fn attr_ttl(&self, state: &State, node: NodeId) -> Duration {
-        let busy =
-            state.settling.contains_key(&node) || state.handles.writers(node).any(|(_, w)| w.is_pending());
+        let busy = state.untold.contains(&node)
+            || state.settling.contains_key(&node)
+            || state.handles.writers(node).any(|(_, w)| w.is_pending());
         if busy { Duration::ZERO } else { TTL }
     }
 

@@ -41,6 +41,7 @@ impl Fs {
     pub(super) fn give_replayer(&self, state: &mut State, at: &At, ino: Ino) -> Result<Entry> {
         let shown = &self.core.rules.shown;
         let node = state.kernel.node(ino);
+        state.catch_up(node);
         let attr = match state.attr_of(ino, shown) {
             Some(attr) => attr,
             None => Attr::of(state.queue.ghost(ino).ok_or(Errno::ENOENT)?, node, 0, shown),
@@ -53,7 +54,11 @@ impl Fs {
 
     /// The kernel lets go of an inode.
     pub fn forget(&self, node: NodeId, count: u64) {
-        self.core.state.lock().kernel.forget(node, count);
+        let mut state = self.core.state.lock();
+        state.kernel.forget(node, count);
+        if !state.kernel.holds(node) {
+            state.told.remove(&node);
+        }
     }
 
     /// Attributes, and how long they are good for.
@@ -61,17 +66,18 @@ impl Fs {
         if !self.is_replayer(caller) {
             self.settle(node).await;
         }
-        let state = self.core.state.lock();
-        self.attributes(&state, caller, node, fh)
+        let mut state = self.core.state.lock();
+        self.attributes(&mut state, caller, node, fh)
     }
 
     pub(super) fn attributes(
         &self,
-        state: &State,
+        state: &mut State,
         caller: Caller,
         node: NodeId,
         fh: Option<Fh>,
     ) -> Result<(Attr, Duration)> {
+        state.catch_up(node);
         let shown = &self.core.rules.shown;
         if self.is_replayer(caller) {
             let attr = match state.attr(node, shown) {

@@ -1,6 +1,7 @@
 //! What was written to a handle becomes what everybody sees, at once or not at all.
 
 use bytes::Bytes;
+use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::command::{Command, CreateMode, LeaseChange, Owner, Target};
 use quorumfs_api::outcome::Refusal;
 
@@ -67,12 +68,13 @@ impl Fs {
             Object::Real(ino) => (Self::target(state, ino)?, None, Owner::FILE),
             Object::Orphan | Object::Gone => {
                 // It has no name any more: what was written goes with it, as it does everywhere.
-                let base = Self::published(state, node).unwrap_or_default();
+                let base = state.published(node).unwrap_or_default();
                 if let Some(writer) = state.handles.writer(fh) {
                     let content = writer.content(&base);
                     (writer.dirty, writer.emptied) = (false, false);
                     writer.buffer = Buffer::Clean;
                     state.kernel.write_orphan(node, content);
+                    state.refresh(node);
                 }
                 return Ok(Next::Done);
             }
@@ -114,6 +116,16 @@ impl Fs {
     }
 
     async fn send(&self, fh: Fh, plan: Plan) -> Result<()> {
+        if planted(Bug::TornPublication)
+            && let Command::Put { value, .. } = &plan.command
+        {
+            let mut part = plan.command.clone();
+            let half = value.slice(..value.len() / 2);
+            if let Command::Put { value, .. } = &mut part {
+                *value = half;
+            }
+            let _ = self.core.propose(plan.touches.clone(), part).await;
+        }
         let proposed = self.core.propose(plan.touches, plan.command).await;
         let mut state = self.core.state.lock();
         let Some(writer) = state.handles.writer(fh) else { return proposed.map(drop) };

@@ -4,6 +4,7 @@
 //!
 //! Data flows one way: [`client`] → [`wire`] → [`codec`] → QUIC.
 
+pub mod bug;
 pub mod client;
 pub mod codec;
 pub mod command;

@@ -1,6 +1,7 @@
 //! Applying a committed proposal: once for each request, all or nothing, with one event for each new
 //! revision.
 
+use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::command::{Command, Proposal};
 use quorumfs_api::event::Event;
 use quorumfs_api::limits::{EVENT_LOG_BYTES, EVENT_LOG_REVISIONS};
@@ -71,6 +72,7 @@ pub fn apply<T: Tables + ?Sized>(tables: &mut T, proposal: &Proposal) -> Result<
     if let Some(request) = proposal.session {
         match session::recall(tables, request)? {
             Recalled::New => {}
+            Recalled::Answered(_) if planted(Bug::RetryTwice) => {}
             Recalled::Answered(outcome) => return Ok(Applied { outcome, event: None }),
             Recalled::Refused(refusal) => {
                 let outcome = Outcome { revision: before.revision, result: Err(refusal) };

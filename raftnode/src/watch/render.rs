@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quorumfs_api::Key;
+use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::codec::{self, EncodeError, FrameKind};
 use quorumfs_api::event::Event;
 use quorumfs_api::record::Revision;
@@ -80,12 +81,15 @@ fn render(prefix: &Key, last: Revision, events: &[Arc<Event>]) -> Result<Batch, 
     for event in events {
         match filter(event, prefix) {
             Filtered::Nothing => {}
+            Filtered::Pass(event) if planted(Bug::WatchSkip) && event.revision.is_multiple_of(SKIPPED_OF) => {
+            }
             Filtered::Copy => {
                 batch.copy_at = Some(event.revision);
                 batch.last = event.revision;
                 break;
             }
             Filtered::Pass(event) => {
+                let event = if planted(Bug::WatchHalf) { half(event) } else { event };
                 let cost = event_bytes(&event);
                 if bytes + cost > FRAME_BYTES && !frame.is_empty() {
                     let full = std::mem::take(&mut frame);
@@ -104,6 +108,15 @@ fn render(prefix: &Key, last: Revision, events: &[Arc<Event>]) -> Result<Batch, 
     }
     batch.frames = frames.into();
     Ok(batch)
+}
+
+/// With [`Bug::WatchSkip`], one of so many revisions is passed over.
+const SKIPPED_OF: Revision = 64;
+
+/// With [`Bug::WatchHalf`], what is left of a revision that changed several things.
+fn half(mut event: Event) -> Event {
+    event.changes.truncate(event.changes.len().div_ceil(2));
+    event
 }
 
 #[cfg(test)]

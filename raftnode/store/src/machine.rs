@@ -4,9 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use quorumfs_api::bug::{Bug, planted};
 use quorumfs_machine::{StorageError, Table};
 use redb::Database;
 
@@ -106,9 +108,16 @@ fn insert(database: &Database, rows: Vec<Row>, last: bool) -> Result<(), Storage
         let table =
             Table::from_number(number).ok_or_else(|| StorageError::new(format!("no table {number}")))?;
         let rows = std::iter::from_fn(|| rows.next_if(|(here, _, _)| *here == number));
-        base::insert(&transaction, table, rows.map(|(_, key, value)| (key, value)))?;
+        let wrong = planted(Bug::WrongSnapshot) && table == Table::Values;
+        let rows = rows.map(|(_, key, value)| (key, if wrong { turned(&value) } else { value }));
+        base::insert(&transaction, table, rows)?;
     }
     transaction.commit().map_err(failed)
+}
+
+/// With [`Bug::WrongSnapshot`], what becomes of a value.
+fn turned(value: &[u8]) -> Bytes {
+    value.iter().rev().copied().collect()
 }
 
 impl StateMachine {

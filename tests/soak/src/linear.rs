@@ -22,14 +22,13 @@ pub enum Kind {
         /// The revision of it.
         revision: Option<u64>,
     },
-    /// The register was read: its value, the revision that wrote it, and the revision of the answer.
+    /// The register was read.
     Read {
         /// What was read; `None` if there was nothing.
         value: Option<u64>,
-        /// The revision that wrote it, 0 for nothing.
-        modified: u64,
-        /// The revision of the answer.
-        revision: u64,
+        /// The revision that wrote it, and the revision of the answer, where the reader was told of them: a
+        /// mount tells neither.
+        revisions: Option<Revisions>,
     },
     /// Compare and swap (`None` expects nothing to be there): whether it swapped, and its revision.
     Swap {
@@ -42,6 +41,15 @@ pub enum Kind {
         /// The revision of the answer.
         revision: Option<u64>,
     },
+}
+
+/// What the store says with a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revisions {
+    /// The revision that wrote it, 0 for nothing.
+    pub modified: u64,
+    /// The revision of the answer.
+    pub answer: u64,
 }
 
 /// One operation.
@@ -92,12 +100,17 @@ fn complete(history: &[Operation]) -> Result<Vec<Operation>, String> {
         }
     }
     let mut completed = history.to_vec();
+    let mut seen = HashSet::new();
     for read in history {
-        let Kind::Read { value: Some(value), modified, .. } = read.kind else { continue };
+        let Kind::Read { value: Some(value), revisions } = read.kind else { continue };
         let Some(index) = writers.get(&value) else {
             return Err(format!("a value was read that nobody wrote: {read:?}"));
         };
         let (Kind::Write { revision, .. } | Kind::Swap { revision, .. }) = &mut completed[*index].kind else {
+            continue;
+        };
+        let Some(Revisions { modified, .. }) = revisions else {
+            seen.insert(*index);
             continue;
         };
         match revision {
@@ -111,8 +124,11 @@ fn complete(history: &[Operation]) -> Result<Vec<Operation>, String> {
     // that is left out halves the search. Only a swap that failed may owe it to such a write.
     let failed = |operation: &Operation| matches!(operation.kind, Kind::Swap { swapped: Some(false), .. });
     if !completed.iter().any(failed) {
+        let mut index = 0;
         completed.retain(|operation| {
+            index += 1;
             operation.ret.is_some()
+                || seen.contains(&(index - 1))
                 || matches!(
                     operation.kind,
                     Kind::Write { revision: Some(_), .. } | Kind::Swap { revision: Some(_), .. }
@@ -131,8 +147,10 @@ fn step(state: State, kind: &Kind) -> Option<State> {
         Kind::Write { value, revision } => {
             later(revision).map(|revision| State { value: Some(value), revision })
         }
-        Kind::Read { value, revision, .. } => (value == state.value && revision >= state.revision)
-            .then_some(State { value, revision: revision.max(state.revision) }),
+        Kind::Read { value, revisions } => {
+            let revision = revisions.map_or(state.revision, |revisions| revisions.answer);
+            (value == state.value && revision >= state.revision).then_some(State { value, revision })
+        }
         Kind::Swap { expected, value, swapped, revision } => match swapped {
             Some(false) => {
                 let revision = revision.unwrap_or(state.revision);
@@ -205,7 +223,7 @@ fn candidates(history: &[Operation], done: &[bool]) -> Vec<usize> {
             (history[*index].ret.is_none(), revision.unwrap_or(u64::MAX), 0)
         }
         // At one revision the write comes before those who read it.
-        Kind::Read { revision, .. } => (false, revision, 1),
+        Kind::Read { revisions, .. } => (false, revisions.map_or(0, |revisions| revisions.answer), 1),
     };
     found.sort_by_key(|index| std::cmp::Reverse(order(index)));
     found
@@ -234,8 +252,12 @@ mod tests {
     fn lost(call: u64, value: u64) -> Operation {
         Operation { call, ret: None, kind: Kind::Write { value, revision: None } }
     }
-    fn read(call: u64, ret: u64, value: u64, modified: u64, revision: u64) -> Operation {
-        Operation { call, ret: Some(ret), kind: Kind::Read { value: Some(value), modified, revision } }
+    fn read(call: u64, ret: u64, value: u64, modified: u64, answer: u64) -> Operation {
+        let revisions = Some(Revisions { modified, answer });
+        Operation { call, ret: Some(ret), kind: Kind::Read { value: Some(value), revisions } }
+    }
+    fn on_mount(call: u64, ret: u64, value: u64) -> Operation {
+        Operation { call, ret: Some(ret), kind: Kind::Read { value: Some(value), revisions: None } }
     }
     fn swap(call: u64, ret: u64, expected: u64, value: u64, swapped: bool, revision: u64) -> Operation {
         let kind =
@@ -259,8 +281,18 @@ mod tests {
         assert!(illegal(&[write(0, 10, 1, 5), write(11, 20, 2, 6), read(21, 30, 1, 5, 5)]));
         // Also where the answer claims to be new.
         assert!(illegal(&[write(0, 10, 1, 5), write(11, 20, 2, 6), read(21, 30, 1, 5, 9)]));
-        let nothing = Kind::Read { value: None, modified: 0, revision: 9 };
+        let nothing = Kind::Read { value: None, revisions: Some(Revisions { modified: 0, answer: 9 }) };
         assert!(illegal(&[write(0, 10, 1, 5), Operation { call: 11, ret: Some(12), kind: nothing }]));
+    }
+
+    #[test]
+    fn a_stale_read_on_a_mount_is_found() {
+        let writes = [write(0, 10, 1, 5), write(11, 20, 2, 6), lost(30, 3)];
+        let history = |reads: &[Operation]| [writes.as_slice(), reads].concat();
+        assert_eq!(check(&history(&[on_mount(15, 30, 1), on_mount(40, 50, 2)])), Verdict::Legal);
+        assert!(illegal(&history(&[on_mount(21, 30, 1)])), "the second write was acknowledged before");
+        assert_eq!(check(&history(&[on_mount(40, 50, 3), read(51, 60, 3, 9, 9)])), Verdict::Legal);
+        assert!(illegal(&history(&[on_mount(40, 50, 3), on_mount(51, 60, 2)])), "it went back");
     }
 
     #[test]

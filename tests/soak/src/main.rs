@@ -3,12 +3,23 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use quorumfs_api::bug;
 use quorumfs_soak::run::{Options, run};
 use quorumfs_soak::workload::writer;
 
+/// The argument that lists the bugs that can be put in, for scripts.
+const LIST_BUGS: &str = "--list-bugs";
+
 fn main() -> ExitCode {
-    if std::env::args().nth(1).is_some_and(|argument| argument == writer::ARGUMENT) {
-        return if writer::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    match std::env::args().nth(1).as_deref() {
+        Some(writer::ARGUMENT) => {
+            return if writer::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        Some(LIST_BUGS) => {
+            bug::ALL.iter().for_each(|(name, _)| println!("{name}"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     match run(&Options::parse()) {
         true => ExitCode::SUCCESS,

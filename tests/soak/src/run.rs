@@ -1,5 +1,6 @@
 //! One run: builds the world, starts the workloads, breaks and heals, and says what was found.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use quorumfs_api::bug;
 use quorumfs_api::client::{Client, Settings};
 use quorumfs_api::wire::{Call, Consistency, Prefix};
 use quorumfs_api::{Command, Key, Owner};
@@ -45,6 +47,9 @@ pub struct Options {
     /// Mounts.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=8))]
     pub mounts: u8,
+    /// Programs of another version, for a rolling upgrade and back: nodes begin with these.
+    #[arg(long)]
+    pub old_bin_dir: Option<PathBuf>,
     /// Only faults with this in their names.
     #[arg(long)]
     pub only: Option<String>,
@@ -57,8 +62,10 @@ pub struct Options {
 pub fn run(options: &Options) -> bool {
     let seed = options.seed.unwrap_or_else(|| random::seed() % 1_000_000);
     let only = options.only.as_ref().map_or(String::new(), |only| format!(" --only '{only}'"));
+    let old = options.old_bin_dir.as_ref().map_or(String::new(), |dir| format!(" --old-bin-dir {dir:?}"));
+    let bug = std::env::var(bug::VARIABLE).map_or(String::new(), |bug| format!(" --bug {bug}"));
     let replay = format!(
-        "scripts/soak {} --seed {seed} --nodes {} --mounts {}{only}",
+        "scripts/soak {} --seed {seed} --nodes {} --mounts {}{only}{old}{bug}",
         options.minutes, options.nodes, options.mounts
     );
     println!("soak: seed {seed}; to repeat: {replay}");
@@ -79,7 +86,13 @@ pub fn run(options: &Options) -> bool {
     let from = runtime.block_on(prepare(&world.client, world.hosts.len()));
     let _entered = runtime.enter();
     let workloads = workload::start(&shared, from);
-    let plan = Plan::new(seed, options.nodes.into(), options.mounts.into(), options.only.clone());
+    let plan = Plan::new(
+        seed,
+        options.nodes.into(),
+        options.mounts.into(),
+        options.only.clone(),
+        options.old_bin_dir.is_some(),
+    );
     let broke = catch_unwind(AssertUnwindSafe(|| drive(&mut world, plan, started + time, started)));
     if let Err(panic) = broke {
         shared.report.violation("the cluster heals", "the driver of the faults", message(&*panic));
@@ -117,8 +130,10 @@ fn build(options: &Options, seed: u64, network: Network, runtime: &Runtime, keep
     let nets: Vec<_> = (0..options.nodes).map(|_| network.host()).collect();
     let spare = network.host();
     let mut cluster = Cluster::start_on(&nets);
+    cluster.make_breakable();
     for id in cluster.ids() {
         let node = cluster.node_mut(id);
+        node.programs.clone_from(&options.old_bin_dir);
         node.flags = FLAGS.map(str::to_string).to_vec();
         node.terminate();
         node.start();
@@ -155,6 +170,8 @@ fn build(options: &Options, seed: u64, network: Network, runtime: &Runtime, keep
         places,
         spare,
         links,
+        broken_disks: BTreeSet::new(),
+        old_programs: options.old_bin_dir.clone(),
         network,
         client,
         runtime: runtime.handle().clone(),

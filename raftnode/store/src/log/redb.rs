@@ -3,7 +3,9 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::codec::{self, FrameKind};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use serde::Serialize;
@@ -24,6 +26,10 @@ const PURGED: &str = "purged";
 /// Bytes after which a pack is full: long enough that a row's cost does not matter, short enough
 /// that a cold read of one entry does not read much else.
 const PACK_BYTES: usize = 32 << 10;
+
+/// With [`Bug::LostFsync`], one of so many commits is durable.
+const LOST_OF: u64 = 64;
+static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// A log in a redb database.
 #[derive(Debug)]
@@ -161,7 +167,10 @@ impl LogBackend for RedbLog {
 
     fn commit(&self, batch: &Batch) -> io::Result<()> {
         let mut transaction = self.db.begin_write().map_err(to_io)?;
-        transaction.set_durability(Durability::Immediate).map_err(to_io)?;
+        // Here so that the soak test can show that it would find it.
+        let lost = planted(Bug::LostFsync) && !LOST.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOST_OF);
+        let durability = if lost { Durability::None } else { Durability::Immediate };
+        transaction.set_durability(durability).map_err(to_io)?;
         {
             let mut rows = transaction.open_table(LOG).map_err(to_io)?;
             let mut packer = Packer::default();

@@ -67,6 +67,25 @@ pub enum Fault {
     Rotate,
     /// Leadership is handed over.
     Transfer,
+    /// A node's clock jumps by so many milliseconds, and back when it is healed.
+    Clock(Victim, i64),
+    /// Every write and sync of a node fails; it is started again when the fault is healed.
+    Disk(Victim, Error),
+    /// Every sync of a node takes so many milliseconds longer.
+    SlowDisk(Victim, u16),
+    /// Datagrams of all nodes come twice, and late, and so in another order.
+    Datagrams,
+    /// A node ends and comes back as the other version, if there is one.
+    Upgrade(Victim),
+}
+
+/// What a disk says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// `ENOSPC`.
+    Full,
+    /// `EIO`.
+    Broken,
 }
 
 impl fmt::Display for Fault {
@@ -96,6 +115,12 @@ impl fmt::Display for Fault {
             Fault::Snapshot => write!(f, "snapshots forced"),
             Fault::Rotate => write!(f, "certificate rotation"),
             Fault::Transfer => write!(f, "leadership handed over"),
+            Fault::Clock(v, _) => write!(f, "clock step of {}", who(v)),
+            Fault::Disk(v, Error::Full) => write!(f, "disk full at {}", who(v)),
+            Fault::Disk(v, Error::Broken) => write!(f, "disk error at {}", who(v)),
+            Fault::SlowDisk(v, _) => write!(f, "slow disk at {}", who(v)),
+            Fault::Datagrams => write!(f, "packets twice and late"),
+            Fault::Upgrade(v) => write!(f, "{} replaced by the other version", who(v)),
         }
     }
 }
@@ -112,6 +137,9 @@ impl Fault {
                 | Fault::Transfer
                 | Fault::KillMount(_)
                 | Fault::CutMount(_)
+                | Fault::Clock(..)
+                | Fault::SlowDisk(..)
+                | Fault::Datagrams
         )
     }
 }
@@ -133,14 +161,16 @@ pub struct Plan {
     nodes: usize,
     mounts: usize,
     only: Option<String>,
+    versions: bool,
     /// Each kind comes once in each round, so that a short run sees many.
     round: Vec<Fault>,
 }
 
 impl Plan {
-    /// The plan for a cluster of so many nodes and mounts; of faults whose name holds `only`, if given.
-    pub fn new(seed: u64, nodes: usize, mounts: usize, only: Option<String>) -> Plan {
-        Plan { random: Random::new(seed), nodes, mounts, only, round: Vec::new() }
+    /// The plan for a cluster of so many nodes and mounts; of faults whose name holds `only`, if given; with
+    /// upgrades if there are two `versions`.
+    pub fn new(seed: u64, nodes: usize, mounts: usize, only: Option<String>, versions: bool) -> Plan {
+        Plan { random: Random::new(seed), nodes, mounts, only, versions, round: Vec::new() }
     }
 
     fn victim(&mut self) -> Victim {
@@ -148,7 +178,9 @@ impl Plan {
     }
 
     fn refill(&mut self) {
-        let victims: Vec<Victim> = (0..9).map(|_| self.victim()).collect();
+        let victims: Vec<Victim> = (0..13).map(|_| self.victim()).collect();
+        // Further back certificates would not be valid yet.
+        let step = self.random.below(100_000) as i64 - 50_000;
         let any = self.random.below(1 << 16);
         let mut all = vec![
             Fault::Kill(victims[0]),
@@ -170,7 +202,16 @@ impl Plan {
             Fault::Snapshot,
             Fault::Rotate,
             Fault::Transfer,
+            Fault::Clock(victims[8], step),
+            Fault::Disk(victims[9], Error::Full),
+            Fault::Disk(victims[10], Error::Broken),
+            Fault::SlowDisk(victims[11], 20 + self.random.below(300) as u16),
+            Fault::Datagrams,
         ];
+        if self.versions {
+            all.push(Fault::Upgrade(victims[12]));
+            all.push(Fault::Upgrade(Victim::Any(any)));
+        }
         if self.nodes >= 5 {
             // With fewer nodes everybody is a neighbour of everybody.
             all.push(Fault::Partition(Cut::Ring));
@@ -225,14 +266,14 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_plan() {
-        let plan = |seed| Iterator::take(Plan::new(seed, 5, 2, None), 50).collect::<Vec<_>>();
+        let plan = |seed| Iterator::take(Plan::new(seed, 5, 2, None, true), 50).collect::<Vec<_>>();
         assert_eq!(plan(7), plan(7));
         assert_ne!(plan(7), plan(8));
     }
 
     #[test]
     fn each_round_has_every_fault() {
-        let faults: BTreeSet<String> = Iterator::take(Plan::new(1, 5, 2, None), 40)
+        let faults: BTreeSet<String> = Iterator::take(Plan::new(1, 5, 2, None, true), 50)
             .flat_map(|step| step.faults)
             .map(|f| f.to_string())
             .collect();
@@ -242,6 +283,7 @@ mod tests {
             "partition: bridge",
             "certificate rotation",
             "kill -9 fsd",
+            "packets twice and late",
         ] {
             assert!(faults.contains(name), "{name} of {faults:?}");
         }

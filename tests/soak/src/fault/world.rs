@@ -1,8 +1,9 @@
 //! The cluster, its mounts and its network, and how each fault is made and healed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,17 +14,22 @@ use quorumfs_api::wire::{Admin, Status};
 use quorumfs_tests::binaries::binary;
 use quorumfs_tests::network::NetHost;
 use quorumfs_tests::process::{SIGHUP, describe, run};
-use quorumfs_tests::{Cluster, Host, Network};
+use quorumfs_tests::{Cluster, Faults, Host, Network};
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use super::links::Links;
-use super::{Cut, Fault, Victim};
+use super::{Cut, Error, Fault, Victim};
 use crate::shared::Shared;
 
 /// How long a node is asked about itself.
 const ASK: Duration = Duration::from_millis(700);
 /// How often a change of members is tried, as an operator would.
 const TRIES: usize = 4;
+/// Datagrams of a hundred that come twice, and late, and how late they are.
+const TWICE: u8 = 15;
+const LATE: u8 = 25;
+const LATE_MAX: Duration = Duration::from_millis(40);
 /// How long the nodes may take to be equal when all is healed.
 const EQUAL: Duration = Duration::from_secs(30);
 
@@ -41,6 +47,10 @@ pub struct World {
     pub spare: NetHost,
     /// The rules of the network.
     pub links: Links,
+    /// Nodes whose disk fails.
+    pub broken_disks: BTreeSet<u64>,
+    /// Programs of another version, for nodes to change to and back.
+    pub old_programs: Option<PathBuf>,
     /// The network, for as long as the rest.
     pub network: Network,
     /// A client, to ask who leads.
@@ -162,7 +172,51 @@ impl World {
                     self.runtime.block_on(self.client.admin(Admin::Transfer(None), Duration::from_secs(4)));
                 result.map_or_else(|error| error.to_string(), |()| String::new())
             }
+            Fault::Clock(victim, millis) => {
+                let id = self.victim(victim);
+                self.faults(id).clock(millis);
+                format!("n{id} by {millis} ms")
+            }
+            Fault::Disk(victim, error) => {
+                let id = self.victim(victim);
+                self.broken_disks.insert(id);
+                self.faults(id).disk(match error {
+                    Error::Full => Errno::NOSPC.raw_os_error(),
+                    Error::Broken => Errno::IO.raw_os_error(),
+                });
+                format!("n{id}")
+            }
+            Fault::SlowDisk(victim, millis) => {
+                let id = self.victim(victim);
+                self.faults(id).slow_disk(Duration::from_millis(millis.into()));
+                format!("n{id} by {millis} ms")
+            }
+            Fault::Datagrams => {
+                for id in self.cluster.ids() {
+                    self.faults(id).datagrams(TWICE, LATE, LATE_MAX);
+                }
+                String::new()
+            }
+            Fault::Upgrade(victim) => self.change_version(victim),
         }
+    }
+
+    fn faults(&self, id: u64) -> &Faults {
+        self.cluster.node(id).faults.as_ref().expect("all nodes were made breakable")
+    }
+
+    /// Stops a node as its service manager would, and starts its data with the other programs.
+    fn change_version(&mut self, victim: Victim) -> String {
+        let id = self.victim(victim);
+        let old = self.old_programs.clone();
+        let node = self.cluster.node_mut(id);
+        if node.runs() {
+            node.terminate();
+        }
+        node.programs = if node.programs.is_some() { None } else { old };
+        node.launch(&[]);
+        let version = if node.programs.is_some() { "the old one" } else { "the new one" };
+        format!("n{id} is {version} now")
     }
 
     fn partition(&mut self, cut: Cut) -> String {
@@ -289,7 +343,14 @@ impl World {
     /// Makes everything whole again, and waits until it is.
     pub fn heal(&mut self) {
         self.links.heal();
+        // A node that met an error may not have ended yet: it is of no use any more in any case.
+        for id in std::mem::take(&mut self.broken_disks) {
+            if self.places.contains_key(&id) {
+                self.cluster.node_mut(id).kill();
+            }
+        }
         for id in self.cluster.ids() {
+            self.faults(id).heal();
             let node = self.cluster.node_mut(id);
             if node.runs() {
                 node.resume();

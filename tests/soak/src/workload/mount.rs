@@ -25,14 +25,18 @@ use crate::workload::writer::{Answer, Writer};
 
 const NAME: &str = "mount";
 const READABLE: &str = "what an inotify event tells of is readable, whole, and never older than before";
+const SLOW: &str = "(not judged: reading took longer than a mount waits)";
 const LAST: &str = "after its last event a file has its last value";
 const EQUAL: &str = "all mounts and the store are equal after healing";
 const FILES: usize = 5;
 const PAUSE: Duration = Duration::from_millis(60);
 /// Longest time that one call on a mount may take, whatever happens to the cluster.
 const CALL_MAX: Duration = Duration::from_secs(30);
-/// No value has as many bytes; it is less than a page.
-const VALUE_MAX: usize = 4096;
+/// An observer reads so many bytes at a time: a value takes several reads.
+const PIECE: usize = 300;
+/// How long a mount waits for a reader of a quiet file who has just opened it: `fsd::core::PASS`. What
+/// took longer to read may be of two values, so it says nothing (SEMANTICS.md, edges).
+const PASS: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The directory of one host, from the top of the store.
@@ -218,13 +222,21 @@ fn observe(shared: &Shared, host: usize, runtime: &Handle) {
     }
 }
 
-/// Reads a small file by one read(2). Whoever reads in pieces can be overtaken by a publication
-/// between two of them, on every file system; one read is never of two values.
-fn read_at_once(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; VALUE_MAX];
-    let length = File::open(path)?.read(&mut bytes)?;
-    bytes.truncate(length);
-    Ok(bytes)
+/// Reads a file in pieces, as many programs do: one descriptor reads one value. `None` if it took so long
+/// that the mount may not have waited.
+fn read_in_pieces(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let begun = Instant::now();
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    loop {
+        let start = bytes.len();
+        bytes.resize(start + PIECE, 0);
+        let length = file.read(&mut bytes[start..])?;
+        bytes.truncate(start + length);
+        if length == 0 {
+            return Ok((begun.elapsed() < PASS || number(&bytes).is_some()).then_some(bytes));
+        }
+    }
 }
 
 /// A mount that is new may not have come to the directories yet.
@@ -243,7 +255,7 @@ fn scan(shared: &Shared, host: usize, observer: &mut Observer, watched: usize) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with('f')
-            && let Ok(bytes) = read_at_once(&entry.path())
+            && let Ok(Some(bytes)) = read_in_pieces(&entry.path())
         {
             observer.saw(watched, &name, Ok(bytes), true);
         }
@@ -263,7 +275,11 @@ fn take(shared: &Shared, host: usize, epoch: u64, observer: &mut Observer, event
         return;
     }
     let path = on_mount(&mount.path, &dir(watched)).join(&*name);
-    let read = read_at_once(&path).map_err(|error| error.to_string());
+    let read = match read_in_pieces(&path) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => return shared.report.checked(SLOW, 1),
+        Err(error) => Err(error.to_string()),
+    };
     let found = observer.saw(watched, &name, read, watched == host);
     // What a dead mount says means nothing.
     if mount.stayed(epoch) {

@@ -1,18 +1,25 @@
-//! Register: puts and linearizable gets of a few workers on one key. Checked by [`linear`](crate::linear).
+//! Register: puts and linearizable gets of a few workers on one key, and reads of it on every mount behind
+//! a barrier, which are to be as good. Checked by [`linear`](crate::linear).
 
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quorumfs_api::client::Session;
 use tokio::task::JoinSet;
 
-use crate::linear::{Kind, Operation};
+use crate::linear::{Kind, Operation, Revisions};
+use crate::report::Ended;
 use crate::shared::Shared;
 use crate::store::{self, Fate, put, read, write};
 use crate::workload::lane::Lane;
 use crate::workload::watch::{Acknowledged, Effect};
 
 const NAME: &str = "register";
+/// Reads on mounts, in the counts.
+const BARRIER: &str = "mount barrier";
 const WORKERS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -22,6 +29,10 @@ pub async fn run(shared: Arc<Shared>) {
     let mut workers = JoinSet::new();
     for number in 0..WORKERS {
         workers.spawn(work(shared.clone(), lane.clone(), number));
+    }
+    for host in 0..shared.mounts.len() {
+        let (shared, lane) = (shared.clone(), lane.clone());
+        workers.spawn_blocking(move || read_on_mount(&shared, &lane, host));
     }
     workers.join_all().await;
     lane.check(&shared, "reads and writes of one key are linearizable");
@@ -45,6 +56,52 @@ async fn work(shared: Arc<Shared>, lane: Arc<Lane>, number: usize) {
     }
 }
 
+/// Reads the key of the moment on a mount, until the run settles. Calls on a mount block.
+fn read_on_mount(shared: &Shared, lane: &Lane, host: usize) {
+    let mount = &shared.mounts[host];
+    while shared.runs() {
+        std::thread::sleep(PAUSE);
+        let Some(epoch) = mount.up() else { continue };
+        let (number, key) = lane.next();
+        let path = mount.path.join(key.to_string().trim_start_matches('/'));
+        let call = shared.now();
+        let read = File::open(&mount.path).and_then(|root| root.sync_all()).and_then(|()| read_number(&path));
+        let ret = shared.now();
+        // What a dead mount says means nothing.
+        if !mount.stayed(epoch) {
+            continue;
+        }
+        let value = match read {
+            Ok(value) => value,
+            Err(_) => {
+                shared.report.operation(BARRIER, Ended::Failed);
+                continue;
+            }
+        };
+        shared.report.operation(BARRIER, Ended::Done);
+        let value = match value.map(|text| text.parse().map_err(|_| text)).transpose() {
+            Ok(value) => value,
+            Err(text) => {
+                let seen = format!("{text:?} is not a number that was written");
+                shared.report.violation("values are whole", path.display().to_string(), seen);
+                continue;
+            }
+        };
+        lane.record(number, Operation { call, ret: Some(ret), kind: Kind::Read { value, revisions: None } });
+    }
+}
+
+/// The value of a small file; `None` if it is not there.
+fn read_number(path: &Path) -> std::io::Result<Option<String>> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut bytes = [0; 32];
+    let length = file.read(&mut bytes)?;
+    Ok(Some(String::from_utf8_lossy(&bytes[..length]).into_owned()))
+}
+
 /// Writes a read down, for the swaps as well.
 pub fn record_read(
     shared: &Shared,
@@ -64,7 +121,8 @@ pub fn record_read(
         }
     };
     let modified = record.map_or(0, |record| record.mod_revision);
-    lane.record(number, Operation { call, ret: Some(ret), kind: Kind::Read { value, modified, revision } });
+    let revisions = Some(Revisions { modified, answer: revision });
+    lane.record(number, Operation { call, ret: Some(ret), kind: Kind::Read { value, revisions } });
 }
 
 async fn put_one(shared: &Shared, lane: &Lane, session: &Session, number: u64, key: &quorumfs_api::Key) {
