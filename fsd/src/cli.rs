@@ -2,14 +2,15 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::helper::{self, MountHelper};
 use crate::options::{self, MountOptions};
-use crate::{daemon, dev, log, mount};
+use crate::{daemon, dev, log, mount, status};
 
 /// Mounts a quorumfs store as a directory.
 #[derive(Debug, Parser)]
@@ -28,6 +29,16 @@ enum Command {
     Mount(MountArgs),
     /// Runs a store of one node and mounts it, all in this process. Nothing needs to be set up.
     Dev(DevArgs),
+    /// Says how a mount is: its node, the leader, how far it is behind, what waits.
+    ///
+    /// The same can be read in the mount, in the directory `.quorumfs`.
+    Status {
+        /// Where it is mounted; all mounts if left out.
+        mountpoint: Option<PathBuf>,
+        /// For a program.
+        #[arg(long)]
+        json: bool,
+    },
     /// Unmounts a store, also one whose daemon has died.
     #[command(visible_alias = "unmount")]
     Umount {
@@ -40,7 +51,7 @@ enum Command {
 }
 
 /// Arguments of `fsd mount`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct MountArgs {
     /// Some or all nodes of the cluster: HOST:PORT,HOST:PORT,... (port 7400 if left out). "-" takes
     /// what QUORUMFS_NODES or client.toml say.
@@ -85,7 +96,7 @@ pub struct DevArgs {
     /// Where the data live (~/.local/share/quorumfs/dev if not given).
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Address of the node in it (127.0.0.1:7400, or any free port if that is taken).
+    /// Address of the node in it (127.0.0.1:7400, or the next free port).
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
     /// Mount options, as for `fsd mount`.
@@ -93,36 +104,64 @@ pub struct DevArgs {
     pub options: Vec<String>,
 }
 
-/// Runs what the command line asks for.
-pub fn run() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse_from(as_subcommand(std::env::args_os().collect()));
-    match cli.command {
-        Command::Mount(args) => run_mount(args),
+/// Runs what the command line asks for, and says what went wrong.
+pub fn run() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let helper = helper::name(&words);
+    let done = match helper {
+        None => run_command(Cli::parse_from(words).command),
+        Some(_) => match MountHelper::try_parse_from(words) {
+            Ok(helper) => run_helper(helper),
+            Err(error) => {
+                let _ = error.print();
+                return ExitCode::from(if error.use_stderr() { helper::USAGE } else { 0 });
+            }
+        },
+    };
+    done.unwrap_or_else(|error| {
+        // The whole chain: what was tried, and why it failed.
+        eprintln!("{}: {error:#}", helper.unwrap_or("fsd"));
+        if helper.is_some() { ExitCode::from(helper::FAILED) } else { ExitCode::FAILURE }
+    })
+}
+
+fn run_command(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Mount(args) => {
+            let options = merge(&args)?;
+            run_mount(&args, &options)
+        }
         Command::Dev(args) => {
             log::start(true);
             dev::run(&args)
         }
+        Command::Status { mountpoint, json } => status::run(mountpoint.as_deref(), json),
         Command::Umount { mountpoint, lazy } => {
-            fsd_umount(&mountpoint, lazy)?;
+            crate::mountpoint::unmount(&mountpoint, lazy)?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-fn run_mount(args: MountArgs) -> anyhow::Result<ExitCode> {
-    let options = merge(&args)?;
+fn run_helper(helper: MountHelper) -> anyhow::Result<ExitCode> {
+    let options = helper.mount_options()?;
+    if helper.is_fake() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    helper.enter_namespace()?;
+    run_mount(&helper.mount_args(), &options)
+}
+
+fn run_mount(args: &MountArgs, options: &MountOptions) -> anyhow::Result<ExitCode> {
     if args.daemon && !args.is_daemon {
         return daemon::spawn_self();
     }
     if args.is_daemon {
         daemon::leave_terminal();
+        log::be_terse(true);
     }
     log::start(false);
-    mount::run(&args, &options)
-}
-
-fn fsd_umount(mountpoint: &Path, lazy: bool) -> anyhow::Result<()> {
-    Ok(crate::mountpoint::unmount(mountpoint, lazy)?)
+    mount::run(args, options)
 }
 
 /// Flags win over `-o` options of the same meaning.
@@ -137,50 +176,16 @@ fn merge(args: &MountArgs) -> anyhow::Result<MountOptions> {
     Ok(options)
 }
 
-/// `mount -t quorumfs NODES DIR -o ...` runs `mount.quorumfs NODES DIR [-sfnv] [-t TYPE] [-o ...]`: the
-/// same as `fsd mount NODES DIR -o ... --daemon`.
-fn as_subcommand(args: Vec<OsString>) -> Vec<OsString> {
-    let called = args.first().map(PathBuf::from).and_then(|p| p.file_name().map(OsString::from));
-    let is_helper = called.is_some_and(|name| name == "mount.quorumfs");
-    if !is_helper {
-        return args;
-    }
-    let mut rewritten: Vec<OsString> = vec!["fsd".into(), "mount".into(), "--daemon".into()];
-    let mut rest = args.into_iter().skip(1);
-    while let Some(arg) = rest.next() {
-        match arg.to_str() {
-            // "Sloppy", "no mtab" and "verbose" mean nothing to us. The type is ours.
-            Some("-s" | "-n" | "-v" | "-sn" | "-nv" | "-sv" | "-snv") => {}
-            Some("-t") => drop(rest.next()),
-            _ => rewritten.push(arg),
-        }
-    }
-    rewritten
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn words(text: &str) -> Vec<OsString> {
-        text.split(' ').map(OsString::from).collect()
-    }
-
     fn mount_args(text: &str) -> MountArgs {
-        match Cli::try_parse_from(as_subcommand(words(text))).unwrap().command {
+        match Cli::try_parse_from(text.split(' ')).unwrap().command {
             Command::Mount(args) => args,
             other => panic!("{other:?}"),
         }
-    }
-
-    #[test]
-    fn mount_calls_its_helper() {
-        let args =
-            mount_args("/sbin/mount.quorumfs n1:7400,n2:7400 /kv -s -n -t quorumfs -o rw,prefix=/services");
-        assert_eq!(args.nodes, "n1:7400,n2:7400");
-        assert!(args.daemon);
-        assert_eq!(merge(&args).unwrap().prefix.as_deref(), Some("/services"));
     }
 
     #[test]

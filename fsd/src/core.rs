@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -25,6 +25,7 @@ use crate::kernel::{Kernel, NodeId, Object};
 use crate::mirror::{At, Mirror, Net, OutOfStep, difference};
 use crate::replay::expect::Replayer;
 use crate::replay::queue::Queue;
+use crate::report::{Link, Mounted};
 use crate::store::Store;
 
 /// How long the kernel may believe what it was told: as good as for ever, because it is told of
@@ -124,6 +125,10 @@ pub struct Core {
     pub store: Arc<dyn Store>,
     /// What the mount was told.
     pub rules: Rules,
+    /// How it was made, for the report.
+    pub mounted: Mounted,
+    /// From where the news come, for the report.
+    pub link: Mutex<Link>,
     /// Up to which revision the mirror has come *and* the kernel was told.
     pub shown: watch::Sender<Revision>,
     /// Counts rounds of locks that were given up.
@@ -138,13 +143,15 @@ pub struct Core {
 
 impl Core {
     /// An empty mount of that store.
-    pub fn new(store: Arc<dyn Store>, rules: Rules) -> Arc<Core> {
+    pub fn new(store: Arc<dyn Store>, rules: Rules, mounted: Mounted) -> Arc<Core> {
         Arc::new(Core {
             state: Mutex::default(),
             work: Condvar::new(),
             replayer: Replayer::default(),
             store,
             rules,
+            link: Mutex::new(Link { node: None, since: mounted.since, problem: None }),
+            mounted,
             shown: watch::Sender::new(0),
             unlocked: watch::Sender::new(0),
             settled: Notify::new(),
@@ -170,6 +177,19 @@ impl Core {
     /// Whether [`Core::stop`] was called.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The news come from that node now; or from none, for that reason.
+    pub fn linked(&self, news: std::result::Result<String, String>) {
+        let since = crate::report::unix_ms(SystemTime::now());
+        let (node, problem) = match news {
+            Ok(node) => (Some(node), None),
+            Err(problem) => (None, Some(problem)),
+        };
+        let mut link = self.link.lock();
+        // Another reason for the same silence is no new beginning.
+        let since = if link.node == node { link.since } else { since };
+        *link = Link { node, since, problem };
     }
 
     /// Takes in events.

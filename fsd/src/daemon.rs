@@ -78,7 +78,9 @@ pub fn report_ready(log_file: Option<&Path>) -> anyhow::Result<()> {
         }
         LogTarget::Nowhere => rustix::stdio::dup2_stderr(null.as_fd()),
     }
-    .context("turning the log away from standard error")
+    .context("turning the log away from standard error")?;
+    log::be_terse(false);
+    Ok(())
 }
 
 enum LogTarget {

@@ -22,6 +22,8 @@ const NODE: &str = "dev";
 const ADMIN: &str = "admin";
 /// Identity of the mount.
 const HOST: &str = "host";
+/// How many ports after the usual one are tried.
+const PORTS_TRIED: u16 = 99;
 /// Certificates of a store that is a person's own need no yearly care: ten years.
 const DAYS: u32 = 3650;
 
@@ -104,15 +106,23 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("making the data directory {path:?}"))
 }
 
-/// The usual port on this machine, or any other if that is taken.
+/// The usual port on this machine, or the next one that is free. Not just any: the kernel gives those of its own
+/// range to whoever asks for none in particular, and the next start may find this one in use.
 fn free_address() -> anyhow::Result<SocketAddr> {
     let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    let socket = UdpSocket::bind(local(DEFAULT_PORT)).or_else(|e| match e.kind() {
-        ErrorKind::AddrInUse => UdpSocket::bind(local(0)),
-        _ => Err(e),
-    });
+    let mut ports = (DEFAULT_PORT..=DEFAULT_PORT + PORTS_TRIED).map(local);
     // The socket is given up here, and bound again by the node a moment later.
-    socket.and_then(|socket| socket.local_addr()).context("looking for a free port")
+    let found = ports.find_map(|address| match UdpSocket::bind(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => None,
+        other => Some(other.map(|_| address)),
+    });
+    match found {
+        Some(address) => address.context("looking for a free port"),
+        None => bail!(
+            "the UDP ports {DEFAULT_PORT} to {} are all in use: say with --listen which one to take",
+            DEFAULT_PORT + PORTS_TRIED
+        ),
+    }
 }
 
 /// Makes what is missing of the authority and the three identities.

@@ -62,10 +62,12 @@ pub async fn run(core: Arc<Core>, client: Client, prefix: Key, progress: watch::
                 WatchItem::Compacted(_) => Err(OutOfStep("the event log was compacted".to_string())),
                 WatchItem::Connected(addr) => {
                     tracing::info!(%addr, "the mirror follows this node");
+                    core.linked(Ok(addr));
                     Ok(())
                 }
                 WatchItem::Disconnected(error) => {
                     copy = None;
+                    core.linked(Err(error.to_string()));
                     tracing::warn!(%error, "the mirror does not get news; what it holds can still be read");
                     progress.send_if_modified(|progress| {
                         let waiting = matches!(progress, Progress::Waiting | Progress::Hindered(_));
@@ -78,6 +80,7 @@ pub async fn run(core: Arc<Core>, client: Client, prefix: Key, progress: watch::
                 }
                 WatchItem::Failed(error) => {
                     tracing::error!(%error, "the mirror gets no news any more");
+                    core.linked(Err(error.to_string()));
                     progress.send_replace(Progress::Failed(error));
                     return;
                 }

@@ -15,6 +15,7 @@
 //! | [`fs`] | what each system call means |
 //! | [`fuse`] | translation to and from FUSE, no decision |
 //! | [`replay`] | remote changes performed through the own mount |
+//! | [`report`] | what the mount says of itself: `/.quorumfs` (pure) |
 //! | [`feed`] | the watch stream |
 //! | [`store`] | the cluster behind a trait |
 //! | [`errno`] | the one table of errors |
@@ -30,5 +31,6 @@ pub mod handle;
 pub mod kernel;
 pub mod mirror;
 pub mod replay;
+pub mod report;
 pub mod serve;
 pub mod store;

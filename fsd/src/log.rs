@@ -14,6 +14,8 @@ const QUIET_FILTER: &str = "warn,openraft=error,fuser=error";
 const SYSLOG_PREFIX: &str = "<30>fsd";
 
 static SYSLOG: AtomicBool = AtomicBool::new(false);
+/// Only troubles are shown: somebody waits at a terminal for a mount.
+static TERSE: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging.
 pub fn start(quiet: bool) {
@@ -24,6 +26,11 @@ pub fn start(quiet: bool) {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(StandardError)
         .init();
+}
+
+/// From here on, or from here on no more, only troubles are shown.
+pub fn be_terse(terse: bool) {
+    TERSE.store(terse, Ordering::Relaxed);
 }
 
 /// From here on every line carries what syslog wants at its beginning.
@@ -37,15 +44,24 @@ impl<'a> MakeWriter<'a> for StandardError {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line
+        Line { is_shown: true }
+    }
+
+    fn make_writer_for(&'a self, event: &tracing::Metadata<'_>) -> Line {
+        Line { is_shown: *event.level() <= tracing::Level::WARN || !TERSE.load(Ordering::Relaxed) }
     }
 }
 
 /// Writes an event in one piece, as syslog's datagrams need it.
-struct Line;
+struct Line {
+    is_shown: bool,
+}
 
 impl Write for Line {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        if !self.is_shown {
+            return Ok(event.len());
+        }
         let mut stderr = io::stderr().lock();
         if SYSLOG.load(Ordering::Relaxed) {
             let mut message = format!("{SYSLOG_PREFIX}[{}]: ", std::process::id()).into_bytes();

@@ -3,17 +3,15 @@
 mod cli;
 mod daemon;
 mod dev;
+mod helper;
 mod log;
 mod mount;
 mod mountpoint;
 mod options;
+mod status;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::run().unwrap_or_else(|error| {
-        // The whole chain: what was tried, and why it failed.
-        eprintln!("fsd: {error:#}");
-        ExitCode::FAILURE
-    })
+    cli::run()
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use fsd::serve::{Config, Error, Mount, Overrides};
 use quorumfs_api::client::settings::split_nodes;
-use quorumfs_api::client::{Client, Overrides as SettingsOverrides, Settings};
+use quorumfs_api::client::{Client, Overrides as SettingsOverrides, Settings, SettingsError};
 use quorumfs_api::wire::Consistency;
 use quorumfs_api::{Command, Key, Kind, Owner, Record};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,6 +17,8 @@ use crate::cli::MountArgs;
 use crate::options::MountOptions;
 use crate::{daemon, mountpoint};
 
+/// Stands for the nodes that the environment or client.toml name.
+const FROM_SETTINGS: &str = "-";
 /// How long the first contact with a cluster may take. Longer than a system call may: a host that boots
 /// together with its cluster should not fail for the sake of one election.
 const CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,9 +36,10 @@ pub fn run(args: &MountArgs, options: &MountOptions) -> anyhow::Result<ExitCode>
         // From here on a signal means: end in good order.
         let mut signals = Signals::listen()?;
         let prefix = parse_prefix(options.prefix.as_deref())?;
+        let source = if args.nodes == FROM_SETTINGS { settings.nodes.join(",") } else { args.nodes.clone() };
         let client = Client::new(settings)?;
         check_prefix(&client, &prefix, options.create_prefix).await?;
-        let mount = start(config(client, prefix, path.clone(), options)).await?;
+        let mount = start(Config { source, ..config(client, prefix, path.clone(), options) }).await?;
         if args.is_daemon {
             daemon::report_ready(options.log_file.as_deref())?;
         }
@@ -53,12 +56,28 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn settings(args: &MountArgs, options: &MountOptions) -> anyhow::Result<Settings> {
     let overrides = SettingsOverrides {
-        nodes: (args.nodes != "-").then(|| split_nodes(&args.nodes)),
+        nodes: (args.nodes != FROM_SETTINGS).then(|| split_nodes(&args.nodes)),
         certs: options.certs.clone(),
         name: options.name.clone(),
         timeout: options.timeout,
     };
-    Ok(Settings::resolve(overrides)?)
+    Settings::resolve(overrides).map_err(|error| match error {
+        // Here the nodes are no flag.
+        SettingsError::NoNodes { looked } if args.nodes == FROM_SETTINGS => anyhow!(
+            "\"-\" takes the nodes from QUORUMFS_NODES or from `nodes = [...]` in one of {looked}, and none says any"
+        ),
+        SettingsError::NoNodes { .. } => {
+            anyhow!("no node is named: the first word has to be HOST:PORT,HOST:PORT,... of the cluster's nodes")
+        }
+        SettingsError::Address { addr, reason, .. } if args.nodes != FROM_SETTINGS => {
+            anyhow!("{addr:?} is not the address of a node: {reason}")
+        }
+        SettingsError::NoCerts { looked } => anyhow!(
+            "nothing says where the certificates are: use -o certs=DIR, --certs DIR or QUORUMFS_CERTS, or write \
+             certs = \"DIR\" into one of {looked}"
+        ),
+        other => other.into(),
+    })
 }
 
 /// Looks at what this host must have for a mount.

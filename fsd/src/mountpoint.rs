@@ -11,8 +11,8 @@ use rustix::mount::UnmountFlags;
 
 /// File system type of our mounts, as mountinfo shows it.
 const FS_TYPE: &str = "fuse.quorumfs";
-/// How the source of our mounts begins, for a kernel that drops the second half of the type.
-const FS_SOURCE: &str = "quorumfs";
+/// Where programs are looked for without a PATH, as exec does; mount(8) leaves its helpers none.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// Mounts of dead daemons that are taken off one mount point; more than one is rare already.
 const STALE_MAX: usize = 64;
 /// A mount that has not answered a `stat` by then has a daemon that is stopped, not dead.
@@ -127,6 +127,29 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountPointError> {
     }
 }
 
+/// The resolved path of a mounted quorumfs.
+pub fn mounted(path: &Path) -> Result<PathBuf, MountPointError> {
+    let path = resolve(path)?;
+    match mount_at(&path)? {
+        Some(mount) if mount.is_ours() => Ok(path),
+        _ => Err(MountPointError::NotMounted(path)),
+    }
+}
+
+/// Where quorumfs is mounted, as far as this process sees, in the order of mounting. What another mount hides
+/// is left out.
+pub fn all_mounted() -> Result<Vec<PathBuf>, MountPointError> {
+    let text = mountinfo()?;
+    let mut points: Vec<PathBuf> = Vec::new();
+    for mount in text.split(|b| *b == b'\n').filter_map(parse_line) {
+        points.retain(|point| *point != mount.point);
+        if mount.is_ours() {
+            points.push(mount.point);
+        }
+    }
+    Ok(points)
+}
+
 /// Whether a quorumfs is mounted on `path` (resolved already).
 pub fn is_mounted(path: &Path) -> bool {
     matches!(mount_at(path), Ok(Some(mount)) if mount.is_ours())
@@ -194,17 +217,12 @@ enum Stat {
 }
 
 fn stat(path: &Path) -> Stat {
-    // In a thread of its own, which is given up when the answer does not come.
-    let (sender, receiver) = mpsc::channel();
     let target = path.to_path_buf();
-    std::thread::spawn(move || {
-        let _ = sender.send(look(&target));
-    });
-    match receiver.recv_timeout(STAT_TIMEOUT) {
-        Err(_) => Stat::Stuck,
-        Ok(Ok(metadata)) if metadata.is_dir() => Stat::Directory,
-        Ok(Ok(_)) => Stat::Other,
-        Ok(Err(e)) => match e.raw_os_error() {
+    match in_time(STAT_TIMEOUT, move || look(&target)) {
+        None => Stat::Stuck,
+        Some(Ok(metadata)) if metadata.is_dir() => Stat::Directory,
+        Some(Ok(_)) => Stat::Other,
+        Some(Err(e)) => match e.raw_os_error() {
             Some(libc::ENOENT) => Stat::Missing,
             Some(libc::ENOTDIR) => Stat::Other,
             Some(libc::ENOTCONN | libc::ECONNABORTED) => Stat::Dead,
@@ -213,6 +231,15 @@ fn stat(path: &Path) -> Stat {
             _ => Stat::Failed(e),
         },
     }
+}
+
+/// Does what may wait for a daemon, in a thread of its own, which is given up when no answer comes.
+pub fn in_time<T: Send + 'static>(timeout: Duration, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(ask());
+    });
+    receiver.recv_timeout(timeout).ok()
 }
 
 /// A `stat` may be answered from the kernel's cache, long after the daemon died; opening a directory never is.
@@ -237,19 +264,22 @@ struct MountLine {
 
 impl MountLine {
     fn is_ours(&self) -> bool {
-        self.kind == FS_TYPE || (self.kind == "fuse" && self.source.starts_with(FS_SOURCE))
+        self.kind == FS_TYPE
     }
 }
 
 /// What is mounted last on exactly `path`.
 fn mount_at(path: &Path) -> Result<Option<MountLine>, MountPointError> {
+    Ok(last_mount_at(&mountinfo()?, path))
+}
+
+fn mountinfo() -> Result<Vec<u8>, MountPointError> {
     let file = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read(file).map_err(|source| MountPointError::Io {
+    std::fs::read(file).map_err(|source| MountPointError::Io {
         what: "reading",
         path: file.to_path_buf(),
         source,
-    })?;
-    Ok(last_mount_at(&text, path))
+    })
 }
 
 fn last_mount_at(mountinfo: &[u8], path: &Path) -> Option<MountLine> {
@@ -309,7 +339,7 @@ pub fn check_device() -> Result<(), String> {
 
 /// Whether the helper that mounts for ordinary users is installed.
 pub fn check_fusermount() -> Result<(), String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     if std::env::split_paths(&path).any(|dir| dir.join("fusermount3").is_file()) {
         return Ok(());
     }
@@ -353,7 +383,6 @@ mod tests {
 40 22 0:40 / /mnt/kv rw shared:5 master:2 - fuse.quorumfs n1:7400 rw,user_id=0\n\
 41 22 0:41 / /mnt/with\\040blank rw - fuse.quorumfs x rw\n\
 42 40 0:42 / /mnt/kv rw - tmpfs tmpfs rw\n\
-43 22 0:43 / /mnt/old rw - fuse quorumfs:n1:7400 rw\n\
 44 22 0:44 / /mnt/sshfs rw - fuse.sshfs quorumfs:/ rw\n";
 
     #[test]
@@ -361,7 +390,6 @@ mod tests {
         let root = last_mount_at(INFO, Path::new("/")).unwrap();
         assert_eq!((root.kind.as_str(), root.source.as_str()), ("ext4", "/dev/vda"));
         assert!(last_mount_at(INFO, Path::new("/mnt/with blank")).unwrap().is_ours());
-        assert!(last_mount_at(INFO, Path::new("/mnt/old")).unwrap().is_ours());
         assert!(!last_mount_at(INFO, Path::new("/mnt/sshfs")).unwrap().is_ours());
         assert_eq!(last_mount_at(INFO, Path::new("/mnt")), None);
     }

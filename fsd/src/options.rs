@@ -20,7 +20,6 @@ const ACCEPTED: &[&str] = &[
     "defaults",
     "auto",
     "noauto",
-    "user",
     "nouser",
     "users",
     "owner",
@@ -42,9 +41,13 @@ const ACCEPTED: &[&str] = &[
     "noiversion",
     "mand",
     "nomand",
+    "symfollow",
     "silent",
     "loud",
 ];
+
+/// Options with a value that are meant for others.
+const NOTES: &[&str] = &["comment", "user", "uhelper"];
 
 /// Why an option list was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,13 +114,25 @@ pub struct MountOptions {
 impl MountOptions {
     /// Reads lists such as `ro,prefix=/services`; later ones win.
     pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<MountOptions, OptionError> {
+        MountOptions::parse_sloppily(lists, false).map(|(options, _)| options)
+    }
+
+    /// The same; `sloppy` (`mount -s`) passes over words that are no option, and gives them back.
+    pub fn parse_sloppily<S: AsRef<str>>(
+        lists: &[S],
+        sloppy: bool,
+    ) -> Result<(MountOptions, Vec<String>), OptionError> {
         let mut options = MountOptions::default();
+        let mut passed = Vec::new();
         for list in lists {
             for word in list.as_ref().split(',').map(str::trim).filter(|w| !w.is_empty()) {
-                options.apply(word)?;
+                match options.apply(word) {
+                    Err(OptionError::Unknown(word)) if sloppy => passed.push(word),
+                    other => other?,
+                }
             }
         }
-        Ok(options)
+        Ok((options, passed))
     }
 
     fn apply(&mut self, word: &str) -> Result<(), OptionError> {
@@ -125,8 +140,9 @@ impl MountOptions {
             Some((option, value)) => (option, Some(value)),
             None => (word, None),
         };
-        // `x-systemd.automount`, `x-...`, `comment=...` are notes for other readers of fstab.
-        if option.starts_with("x-") || option.starts_with("X-") || option == "comment" {
+        // `x-systemd.automount`, `x-...`, `comment=...` are notes for other readers of fstab, `user=...` and
+        // `uhelper=...` for umount(8).
+        if option.starts_with("x-") || option.starts_with("X-") || NOTES.contains(&option) {
             return Ok(());
         }
         match option {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
 use quorumfs_api::client::{Client, ClientError};
@@ -20,10 +20,11 @@ use crate::fs::Fs;
 use crate::fuse::Adapter;
 use crate::kernel::NodeId;
 use crate::replay::player::{self, Complaint};
+use crate::report::{Mounted, unix_ms};
 use crate::store::ClusterStore;
 
-/// Source and type of our mounts, as mountinfo shows them.
-const FS_NAME: &str = "quorumfs";
+/// Second half of the type of our mounts: mountinfo shows `fuse.quorumfs`.
+const SUBTYPE: &str = "quorumfs";
 /// How long the replayer may take to end with the mount.
 const REPLAYER_END: Duration = Duration::from_secs(2);
 
@@ -36,6 +37,9 @@ pub struct Config {
     pub prefix: Key,
     /// Where: an existing directory, absolute.
     pub mountpoint: PathBuf,
+    /// What mountinfo shows as the source: the nodes as fstab names them, by which `mount -a` knows that this
+    /// line is mounted already.
+    pub source: String,
     /// Refuse every change with `EROFS`. The kernel does not know of it: replaying needs to write.
     pub read_only: bool,
     /// Commit in each `write`, as if every file were opened with `O_SYNC`.
@@ -63,6 +67,7 @@ impl Config {
             client,
             prefix,
             mountpoint: mountpoint.into(),
+            source: SUBTYPE.to_string(),
             read_only: false,
             sync: false,
             write_timeout: Duration::from_secs(5),
@@ -151,7 +156,7 @@ impl Mount {
             write_timeout: config.write_timeout,
             shown: shown(config.shown),
         };
-        let core = Core::new(store.clone(), rules);
+        let core = Core::new(store.clone(), rules, mounted(&config));
         let (progress, mut copied) = watch::channel(Progress::default());
         let feed =
             tokio::spawn(feed::run(core.clone(), config.client.clone(), config.prefix.clone(), progress));
@@ -222,10 +227,12 @@ impl Mount {
         &self.core
     }
 
-    /// On SIGHUP. The client watches the certificates' files and has loaded what is new already, so this
-    /// only says so.
+    /// On SIGHUP: takes up new certificates now. They are also taken up by themselves when their files change.
     pub fn reload_certificates(&self) {
-        tracing::info!("certificates are taken up by themselves when their files change");
+        // What is new, or wrong, is logged where it is loaded.
+        if let Ok(false) = self.store.client().reload_credentials() {
+            tracing::info!("SIGHUP: the certificates are the ones in use");
+        }
     }
 
     /// Waits until the mount is off, however that came.
@@ -346,8 +353,9 @@ fn shown(wanted: Overrides) -> Overrides {
 fn mount_options(config: &Config) -> fuser::Config {
     let mut options = fuser::Config::default();
     options.mount_options = vec![
-        MountOption::FSName(FS_NAME.to_string()),
-        MountOption::Subtype(FS_NAME.to_string()),
+        MountOption::FSName(source(config)),
+        // fuser drops its own `Subtype` where it mounts without fusermount3.
+        MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
         MountOption::DefaultPermissions,
         if config.suid { MountOption::Suid } else { MountOption::NoSuid },
         if config.dev { MountOption::Dev } else { MountOption::NoDev },
@@ -358,6 +366,30 @@ fn mount_options(config: &Config) -> fuser::Config {
     options.n_threads = Some(config.threads.max(2));
     options.clone_fd = true;
     options
+}
+
+/// What the mount says of how it was made.
+fn mounted(config: &Config) -> Mounted {
+    let settings = config.client.settings();
+    Mounted {
+        mountpoint: config.mountpoint.display().to_string(),
+        prefix: config.prefix.to_string(),
+        identity: settings.name.clone(),
+        nodes: settings.nodes.clone(),
+        read_only: config.read_only,
+        sync: config.sync,
+        timeout_ms: u64::try_from(config.write_timeout.as_millis()).unwrap_or(u64::MAX),
+        since: unix_ms(SystemTime::now()),
+    }
+}
+
+/// The source as fuser takes it: one argument of mount(2) for root, a word in fusermount3's list of options for
+/// everybody else, in which a comma needs a backslash.
+fn source(config: &Config) -> String {
+    if rustix::process::geteuid().is_root() {
+        return config.source.clone();
+    }
+    config.source.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// A task that ends with whoever started it, unless it is kept.

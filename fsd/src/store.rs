@@ -27,6 +27,8 @@ pub trait Store: Send + Sync + 'static {
     fn session(&self) -> Option<LeaseId>;
     /// Whether this mount asked for what that session asked for.
     fn is_own(&self, session: LeaseId) -> bool;
+    /// How long the session lives on if the leader is not heard of any more.
+    fn session_left(&self) -> Option<Duration>;
     /// When the leader last answered.
     fn last_contact(&self) -> Option<Instant>;
 }
@@ -71,6 +73,11 @@ impl ClusterStore {
             }
         });
         store
+    }
+
+    /// The client behind it.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     async fn open_session(&self, timeout: Duration) -> Result<Arc<Session>, ClientError> {
@@ -127,7 +134,12 @@ impl Store for ClusterStore {
             .as_ref()
             .is_some_and(|session| session.id() == id || session.ids().contains(&id))
     }
+    fn session_left(&self) -> Option<Duration> {
+        let session = self.session.borrow();
+        session.as_ref().map(|session| session.valid_until().saturating_duration_since(Instant::now()))
+    }
     fn last_contact(&self) -> Option<Instant> {
-        *self.contact.lock()
+        let renewed = self.session.borrow().as_ref().and_then(|s| s.valid_until().checked_sub(SESSION_TTL));
+        (*self.contact.lock()).max(renewed)
     }
 }

@@ -42,6 +42,11 @@ fn identities_are_replaced_while_everything_runs() {
     }
     issue(&["--dir", &dir, "--force", "--client", "host-a"]);
     host.signal(SIGHUP);
+    until("fsd has taken them up", PATIENCE, || host.log().contains("new certificates in use"));
+    host.signal(SIGHUP);
+    until("fsd says that there is nothing new", PATIENCE, || {
+        host.log().contains("SIGHUP: the certificates are the ones in use")
+    });
     load.advance(10, PATIENCE);
     fs::write(host.join("written"), "with the new identity").unwrap();
 

@@ -12,6 +12,7 @@ use crate::errno::{Errno, Result};
 use crate::handle::Fh;
 use crate::kernel::{NodeId, Object};
 use crate::replay::expect;
+use crate::report;
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,9 @@ impl Fs {
             };
         }
         self.check_writable()?;
+        if report::is_own(node) {
+            return Err(Errno::EPERM);
+        }
         if let Some(size) = change.size {
             self.resize(node, fh, size).await?;
         }

@@ -14,6 +14,7 @@ use crate::errno::{Errno, Result};
 use crate::handle::{Buffer, Fh, Handle, REPLAY_FH, Reader, Writer};
 use crate::kernel::{NodeId, Object};
 use crate::replay::expect;
+use crate::report;
 
 /// A file whose value changed within this time is read past the page cache: who reads it in pieces
 /// must not get pieces of two values, and the page cache has room for one.
@@ -65,6 +66,11 @@ impl Fs {
         }
         if is_for_writing(flags) {
             self.check_writable()?;
+        }
+        if report::is_own(node) {
+            return self.open_own(node, is_for_writing(flags)).await;
+        }
+        if is_for_writing(flags) {
             self.require_leader().await?;
         }
         self.settle(node).await;
@@ -145,6 +151,7 @@ impl Fs {
             return Ok((self.give_replayer(&mut state, &at, ino)?, Opened::REPLAY));
         }
         self.check_writable()?;
+        self.check_name(parent, bytes).await?;
         self.require_leader().await?;
         let exclusive = flags & libc::O_EXCL != 0;
         let (command, at) = {

@@ -1,6 +1,6 @@
 //! flock and fcntl locks, for all hosts.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorumfs_api::command::{Command, HeldLock, LockKind, LockOwner, Range};
 use quorumfs_api::outcome::Refusal;
@@ -11,10 +11,14 @@ use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::handle::Fh;
 use crate::kernel::{NodeId, Object};
+use crate::report;
 
 /// How often a waiter looks whether its process has a signal pending: a request cannot be killed
 /// while it is with us.
 const SIGNAL_CHECK: Duration = Duration::from_millis(150);
+/// Whoever cannot be looked at is sent back with EINTR after this time: it tries again unless it has a signal,
+/// which it could not take while it is with us.
+const UNSEEN_WAIT: Duration = Duration::from_secs(3);
 /// A waiter tries again after this time even if nobody told it to.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 
@@ -57,6 +61,9 @@ fn lock_kind(kind: i32) -> Result<LockKind> {
 
 impl Fs {
     async fn locked_file(&self, node: NodeId) -> Result<Ino> {
+        if report::is_own(node) {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let (_, target) = self.settled_target(node).await?.ok_or(Errno::ESTALE)?;
         match target {
             quorumfs_api::command::Target::Ino(ino) => Ok(ino),
@@ -112,6 +119,7 @@ impl Fs {
         let kind = lock_kind(request.kind)?;
         let ino = self.locked_file(node).await?;
         let mut rounds = self.core.unlocked.subscribe();
+        let begun = Instant::now();
         loop {
             rounds.borrow_and_update();
             let command = Command::Lock { ino, owner, range: request.range, kind, pid: request.pid };
@@ -133,7 +141,12 @@ impl Fs {
                 tokio::select! {
                     () = &mut waiting => break,
                     () = tokio::time::sleep(SIGNAL_CHECK) => {
-                        if self.core.is_stopping() || has_signal(caller.pid) {
+                        let over = match waiter(caller.pid) {
+                            Waiter::Waits => false,
+                            Waiter::Signalled => true,
+                            Waiter::Unseen => begun.elapsed() > UNSEEN_WAIT,
+                        };
+                        if self.core.is_stopping() || over {
                             return Err(Errno::EINTR);
                         }
                     }
@@ -206,14 +219,48 @@ impl Fs {
     }
 }
 
-/// Whether a thread, or its process, has a signal that it has not blocked; or is gone.
-fn has_signal(tid: u32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else { return true };
+/// What can be seen of a thread that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiter {
+    /// It waits.
+    Waits,
+    /// It, or its process, has a signal that it has not blocked; or it is gone.
+    Signalled,
+    /// It cannot be looked at: its process is in a pid namespace that ours does not see (the kernel says 0 then),
+    /// or /proc hides the processes of other users.
+    Unseen,
+}
+
+/// Looks at the thread of a request.
+fn waiter(tid: u32) -> Waiter {
+    if tid == 0 {
+        return Waiter::Unseen;
+    }
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else {
+        let pid = i32::try_from(tid).ok().and_then(rustix::process::Pid::from_raw);
+        return match pid.map(rustix::process::test_kill_process) {
+            Some(Ok(()) | Err(rustix::io::Errno::PERM)) => Waiter::Unseen,
+            _ => Waiter::Signalled,
+        };
+    };
     let mask = |field: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(field))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
     let pending = mask("SigPnd:").unwrap_or(0) | mask("ShdPnd:").unwrap_or(0);
     let blocked = mask("SigBlk:").unwrap_or(0) | mask("SigIgn:").unwrap_or(0);
-    pending & !blocked != 0
+    if pending & !blocked != 0 { Waiter::Signalled } else { Waiter::Waits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiter_is_looked_at_where_that_is_possible() {
+        assert_eq!(waiter(std::process::id()), Waiter::Waits);
+        assert_eq!(waiter(0), Waiter::Unseen);
+        // Above what Linux gives out.
+        assert_eq!(waiter(1 << 23), Waiter::Signalled);
+    }
 }

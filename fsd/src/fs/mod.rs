@@ -12,12 +12,14 @@
 //! | `attrs` | chmod, chown, utimes, truncate, statfs |
 //! | `xattr` | extended attributes |
 //! | `locks` | flock and fcntl locks, cluster-wide |
+//! | `report` | the directory `/.quorumfs` |
 
 mod attrs;
 mod files;
 mod locks;
 mod names;
 mod publish;
+mod report;
 mod tree;
 mod xattr;
 
@@ -109,7 +111,8 @@ impl Fs {
         let attr = state.attr_of(ino, &self.core.rules.shown).ok_or(Errno::ENOENT)?;
         state.kernel.looked_up(attr.node);
         // While its replay is pending, the kernel must ask again: under the replayer it may not be there.
-        let name_ttl = if state.queue.is_pending(at) { Duration::ZERO } else { TTL };
+        let name_ttl =
+            if state.queue.is_pending(at) || report::is_reserved(state, at) { Duration::ZERO } else { TTL };
         Ok(Entry { attr, name_ttl, attr_ttl: self.attr_ttl(state, attr.node) })
     }
 

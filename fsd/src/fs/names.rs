@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorumfs_api::record::{Ino, Kind};
 
-use super::{Caller, Entry, Fs, name};
+use super::{Caller, Entry, Fs, name, report};
 use crate::attr::Attr;
 use crate::core::{State, TTL, orphan_attr};
 use crate::errno::{Errno, Result};
 use crate::handle::{Fh, Handle, Listed};
 use crate::kernel::{NodeId, Object};
 use crate::mirror::At;
+use crate::report::DIR;
 
 impl Fs {
     /// What has a name.
@@ -25,6 +26,9 @@ impl Fs {
             let at = (dir, name);
             let ino = state.queue.lookup(&at, &state.mirror).ok_or(Errno::ENOENT)?;
             return self.give_replayer(state, &at, ino);
+        }
+        if let Some(own) = self.lookup_own(state, parent, bytes) {
+            return own;
         }
         let dir = self.dir(state, parent)?;
         let at = (dir, name);
@@ -47,7 +51,9 @@ impl Fs {
             None => Attr::of(state.queue.ghost(ino).ok_or(Errno::ENOENT)?, node, 0, shown),
         };
         state.kernel.looked_up(node);
-        let lasting = state.mirror.child(at.0, &at.1) == Some(ino) && state.queue.is_last(at);
+        let lasting = state.mirror.child(at.0, &at.1) == Some(ino)
+            && state.queue.is_last(at)
+            && !report::is_reserved(state, at);
         let ttl = if lasting { TTL } else { Duration::ZERO };
         Ok(Entry { attr, name_ttl: ttl, attr_ttl: ttl })
     }
@@ -79,6 +85,9 @@ impl Fs {
     ) -> Result<(Attr, Duration)> {
         state.catch_up(node);
         let shown = &self.core.rules.shown;
+        if let Some(attr) = self.own_attr(node) {
+            return Ok((attr, Duration::ZERO));
+        }
         if self.is_replayer(caller) {
             let attr = match state.attr(node, shown) {
                 Some(attr) => attr,
@@ -127,7 +136,7 @@ impl Fs {
     /// Opens a directory.
     pub fn opendir(&self, node: NodeId) -> Result<Fh> {
         let mut state = self.core.state.lock();
-        let exists = node == Ino::ROOT.0 || self.dir(&state, node).is_ok();
+        let exists = node == Ino::ROOT.0 || node == DIR || self.dir(&state, node).is_ok();
         if !exists {
             return Err(match state.kernel.resolve(node, &state.mirror) {
                 Object::Real(_) | Object::Private => Errno::ENOTDIR,
@@ -159,6 +168,12 @@ impl Fs {
 }
 
 fn list(state: &State, node: NodeId) -> Vec<Listed> {
+    let mut names = list_tree(state, node);
+    report::listed(state, node, &mut names);
+    names
+}
+
+fn list_tree(state: &State, node: NodeId) -> Vec<Listed> {
     let Object::Real(ino) = state.kernel.resolve(node, &state.mirror) else { return Vec::new() };
     let Some(dir) = state.mirror.dir(ino) else { return Vec::new() };
     let parent = state.mirror.get(ino).and_then(|node| node.at.as_ref()).map_or(Ino::ROOT, |at| at.0);

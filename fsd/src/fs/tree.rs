@@ -26,8 +26,9 @@ impl Fs {
     }
 
     /// Where a new name goes; refuses one that is taken.
-    fn free(&self, parent: NodeId, bytes: &[u8]) -> Result<At> {
+    async fn free(&self, parent: NodeId, bytes: &[u8]) -> Result<At> {
         self.check_writable()?;
+        self.check_name(parent, bytes).await?;
         let name = name(bytes)?;
         let state = self.core.state.lock();
         let at = (self.dir(&state, parent)?, name);
@@ -53,7 +54,7 @@ impl Fs {
         if let Some(entry) = self.replayed(caller, parent, bytes, Kind::Dir)? {
             return Ok(entry);
         }
-        let at = self.free(parent, bytes)?;
+        let at = self.free(parent, bytes).await?;
         let command = {
             let state = self.core.state.lock();
             let owner = self.owner(&state, at.0, caller, mode, Kind::Dir);
@@ -67,7 +68,7 @@ impl Fs {
         if let Some(entry) = self.replayed(caller, parent, bytes, Kind::Symlink)? {
             return Ok(entry);
         }
-        let at = self.free(parent, bytes)?;
+        let at = self.free(parent, bytes).await?;
         let command = {
             let state = self.core.state.lock();
             let owner = self.owner(&state, at.0, caller, 0o777, Kind::Symlink);
@@ -82,7 +83,7 @@ impl Fs {
         if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
             return Err(Errno::EPERM);
         }
-        let at = self.free(parent, bytes)?;
+        let at = self.free(parent, bytes).await?;
         let command = {
             let state = self.core.state.lock();
             let owner = self.owner(&state, at.0, caller, mode, Kind::File);
@@ -104,6 +105,7 @@ impl Fs {
             return Ok(());
         }
         self.check_writable()?;
+        self.check_name(parent, bytes).await?;
         let name = name(bytes)?;
         let at = {
             let state = self.core.state.lock();
@@ -150,6 +152,7 @@ impl Fs {
             return Ok(());
         }
         self.check_writable()?;
+        self.check_name(parent, bytes).await?;
         let name = name(bytes)?;
         let (at, command, believed) = {
             let mut state = self.core.state.lock();
@@ -193,6 +196,8 @@ impl Fs {
             return if expect::renames(&mut state.queue, &old, &new) { Ok(()) } else { Err(Errno::ESTALE) };
         }
         self.check_writable()?;
+        self.check_name(parent, bytes).await?;
+        self.check_name(new_parent, new_bytes).await?;
         let mode = match flags {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,

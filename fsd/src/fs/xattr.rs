@@ -8,6 +8,7 @@ use super::Fs;
 use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::kernel::{NodeId, Object};
+use crate::report;
 
 /// Prefix of the computed ones.
 const COMPUTED: &str = "user.kv.";
@@ -55,6 +56,9 @@ impl Fs {
         if name.starts_with(b"system.") {
             return Err(Errno::EOPNOTSUPP);
         }
+        if report::is_own(node) {
+            return Err(Errno::ENODATA);
+        }
         self.with_record(node, |record| {
             if let Some(name) = name.strip_prefix(COMPUTED.as_bytes()) {
                 let name = std::str::from_utf8(name).map_err(|_| Errno::ENODATA)?;
@@ -67,6 +71,9 @@ impl Fs {
 
     /// All names, each ended by a NUL.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        if report::is_own(node) {
+            return Ok(Vec::new());
+        }
         self.with_record(node, |record| {
             let mut list = Vec::new();
             for name in NAMES.iter().filter(|name| computed(record, name).is_some()) {
@@ -107,6 +114,9 @@ impl Fs {
     ) -> Result<()> {
         check_namespace(name)?;
         self.check_writable()?;
+        if report::is_own(node) {
+            return Err(Errno::EPERM);
+        }
         let (ino, target) = self.settled_target(node).await?.ok_or(Errno::ESTALE)?;
         let command = Command::SetXattr { target, name: Bytes::copy_from_slice(name), value, mode };
         self.core.commit(vec![Touch::Ino(ino)], command).await.map(drop)

@@ -59,7 +59,7 @@ pub(super) struct Endpoint {
     v4: Mutex<Option<quinn::Endpoint>>,
     v6: Mutex<Option<quinn::Endpoint>>,
     credentials: watch::Receiver<Arc<Credentials>>,
-    _reloader: Reloader,
+    reloader: Reloader,
 }
 
 impl Endpoint {
@@ -72,7 +72,12 @@ impl Endpoint {
                 settings.certs.display()
             ))
         })?;
-        Ok(Endpoint { v4: Mutex::new(None), v6: Mutex::new(None), credentials, _reloader: reloader })
+        Ok(Endpoint { v4: Mutex::new(None), v6: Mutex::new(None), credentials, reloader })
+    }
+
+    /// Loads the credentials at once. True if there was something new.
+    pub fn reload(&self) -> Result<bool, ClientError> {
+        self.reloader.reload_now().map_err(|error| ClientError::Credentials(error.to_string()))
     }
 
     /// The credentials of now.

@@ -72,6 +72,15 @@ impl Client {
         &self.pool.settings
     }
 
+    /// Loads the credentials at once, without waiting until the change of their files is noticed. True if there
+    /// was something new in them.
+    ///
+    /// # Errors
+    /// When they do not fit together. It is logged already, and the ones in use stay in use.
+    pub fn reload_credentials(&self) -> Result<bool, ClientError> {
+        self.pool.reload()
+    }
+
     /// Asks the leader. Follows it when it moves, and goes on to another node when one dies: reads and
     /// whatever does no harm when done twice are repeated until `timeout`.
     pub async fn call(&self, call: Call, timeout: Duration) -> Result<Answer, ClientError> {

@@ -65,6 +65,11 @@ impl Pool {
         Ok(Arc::new(Pool { settings, endpoint, state, target: watch::Sender::new(None) }))
     }
 
+    /// See [`Endpoint::reload`].
+    pub fn reload(&self) -> Result<bool, ClientError> {
+        self.endpoint.reload()
+    }
+
     /// The leader's address, and its changes.
     pub fn target(&self) -> watch::Receiver<Option<String>> {
         self.target.subscribe()
