@@ -66,6 +66,25 @@ fn it_is_found_by_name_and_by_nothing_else() {
     sh(a, &format!("cp -a . {0}/all && cp -r .quorumfs {0}/said", copy.path().display()));
     assert!(!copy.path().join("all/.quorumfs").exists());
     assert_eq!(fs::read_to_string(copy.path().join("said/prefix")).unwrap(), "/\n");
+    if shell(&["sh"], a, "command -v rsync").status.success() {
+        sh(
+            a,
+            &format!(
+                "mkdir {0}/from && echo 3 > {0}/from/h && rsync -a --delete {0}/from/ ./ && cat h",
+                copy.path().display()
+            ),
+        );
+        sh(
+            a,
+            &format!(
+                "rsync -a ./ {0}/to/ && ls -A {0}/to && test ! -e {0}/to/.quorumfs",
+                copy.path().display()
+            ),
+        );
+        assert_eq!(sh(a, "ls -A; cat .quorumfs/prefix"), "h\n/\n");
+    } else {
+        eprintln!("NOT TESTED: there is no rsync here");
+    }
     // What takes all away leaves it, and meets no error.
     sh(a, "rm -rf -- * && ls -A && cat .quorumfs/version");
     let output = shell(&["bash"], a, "find . -mindepth 1 -delete");

@@ -6,11 +6,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use quorumfs_tests::binaries::binary;
 use quorumfs_tests::host::MountConfig;
 use quorumfs_tests::inotify::Inotify;
-use quorumfs_tests::process::quiet;
+use quorumfs_tests::process::{describe, quiet, run};
 use quorumfs_tests::shell::Shell;
 use quorumfs_tests::{Cluster, Host, Pair, eventually, guard, tree, until};
 use rustix::fs::inotify::ReadFlags;
@@ -179,6 +181,11 @@ fn a_killed_fsd_leaves_nothing_hanging_and_can_be_started_again() {
     a.kill();
     let error = fs::read_to_string(a.join("f")).unwrap_err();
     assert!(matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)), "{error}");
+    let mut status = Command::new(binary("fsd"));
+    status.arg("status").arg(a.path());
+    let output = run(status, RECOVERY);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("has died"), "{}", describe(&output));
     drop((held, unpublished));
     fs::write(b.join("g"), "the other host lives on").unwrap();
     let lock = File::open(b.join("lock")).unwrap();

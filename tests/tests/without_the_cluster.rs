@@ -18,7 +18,7 @@ use quorumfs_tests::cleanup::Scratch;
 use quorumfs_tests::host::MountConfig;
 use quorumfs_tests::inotify::Inotify;
 use quorumfs_tests::network::NetHost;
-use quorumfs_tests::process::{describe, run};
+use quorumfs_tests::process::{describe, run, succeed};
 use quorumfs_tests::{Cluster, Host, Network, eventually, guard};
 use rustix::fs::FlockOperation;
 
@@ -377,10 +377,15 @@ fn each_system_call_does_what_the_table_says() {
     // A host that boots now can read what a node has.
     let late = mount(&cluster, "late", &network.host(), TIMEOUT);
     assert_eq!(fs::read_to_string(late.join("again")).unwrap(), "x");
+    // And nothing holds a mount that has lost the cluster.
+    let begun = Instant::now();
+    let mut umount = Command::new("umount");
+    umount.arg(late.path());
+    succeed(&run(umount, PATIENCE));
+    let took = begun.elapsed();
+    assert!(!late.is_mounted() && took < AT_ONCE, "umount took {took:?}");
     cluster.start_all();
-    for host in [&host, &late] {
-        eventually("writes go on", RECOVERY, || fs::write(host.join("again"), "y"));
-    }
+    eventually("writes go on", RECOVERY, || fs::write(host.join("again"), "y"));
 }
 
 /// What `fsd mount` says where it cannot mount.
