@@ -2,17 +2,19 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quorumfs_api::record::{Kind, Record, Timestamp};
+use quorumfs_api::record::{Device, Kind, Record, Timestamp};
 
 /// Attributes of one object as the kernel gets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// The number that the kernel knows it by.
     pub node: u64,
-    /// File, directory or symlink.
+    /// What it is.
     pub kind: Kind,
     /// Bytes.
     pub size: u64,
+    /// Time of access, as somebody set it.
+    pub atime: SystemTime,
     /// Time of the last change of the value.
     pub mtime: SystemTime,
     /// Time of the last change of anything.
@@ -25,6 +27,8 @@ pub struct Attr {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Of a device node: which device.
+    pub device: Option<Device>,
 }
 
 /// What a mount shows in place of what the store says.
@@ -62,16 +66,25 @@ impl Attr {
             Kind::Symlink => record.mode,
             _ => record.mode & !shown.umask.unwrap_or(0),
         };
+        let device = match record.kind {
+            Kind::CharDevice | Kind::BlockDevice => {
+                Device::from_value(&record.value).or(Some(Device::default()))
+            }
+            _ => None,
+        };
         Attr {
             node,
             kind: record.kind,
-            size: record.value.len() as u64,
+            // What a device node has for a value is no content.
+            size: if device.is_some() { 0 } else { record.value.len() as u64 },
+            atime: time(record.atime),
             mtime: time(record.mtime),
             ctime: time(record.ctime),
             mode,
             nlink: if record.kind == Kind::Dir { 2 + subdirs } else { 1 },
             uid: shown.uid.unwrap_or(record.uid),
             gid: shown.gid.unwrap_or(record.gid),
+            device,
         }
     }
 }

@@ -11,17 +11,19 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use quorumfs_api::bug::{Bug, planted};
+use quorumfs_api::client::ClientError;
 use quorumfs_api::command::Command;
 use quorumfs_api::event::Event;
 use quorumfs_api::limits::VALUE_MAX_LIMIT;
 use quorumfs_api::outcome::{Done, Outcome, Refusal};
-use quorumfs_api::record::{Ino, Kind, Record, Revision};
+use quorumfs_api::record::{Ino, Kind, LeaseId, Record, Revision};
 use tokio::sync::{Notify, watch};
 
 use crate::attr::{self, Attr, Overrides};
 use crate::errno::{Errno, Result};
 use crate::handle::{Handles, Reader, same};
 use crate::kernel::{Kernel, NodeId, Object};
+use crate::locked::Locked;
 use crate::mirror::{At, Mirror, Net, OutOfStep, difference};
 use crate::replay::expect::Replayer;
 use crate::replay::queue::Queue;
@@ -65,6 +67,9 @@ pub enum Touch {
     Ino(Ino),
 }
 
+/// What the store answered: the revision and what was done, or why not.
+pub type Answered = std::result::Result<(Revision, Done), Refusal>;
+
 /// See the [module](self).
 #[derive(Default)]
 pub struct State {
@@ -80,10 +85,8 @@ pub struct State {
     pub inflight: HashMap<Touch, usize>,
     /// Files with a release that is still being published, with how many.
     pub settling: HashMap<NodeId, usize>,
-    /// Locks taken through this mount: file and owner.
-    pub locks: HashSet<(Ino, u64)>,
-    /// The locks that were taken through a handle: they go with it.
-    pub lock_handles: HashMap<crate::handle::Fh, HashSet<(Ino, u64)>>,
+    /// Locks taken through this mount.
+    pub locked: Locked,
     /// What the kernel holds for names that a call under way here takes away or gives.
     pub believed: HashMap<At, Option<Ino>>,
     /// Names at which such a call met something else than the kernel holds.
@@ -310,15 +313,23 @@ impl Core {
 
     /// Does a command and waits until this mount shows it: durable, and read by whoever asked for it.
     /// The outer result says whether the cluster was reached in time.
-    pub async fn propose(
+    pub async fn propose(&self, touches: Vec<Touch>, command: Command) -> Result<Answered> {
+        self.propose_in(None, touches, command).await
+    }
+
+    /// As [`Core::propose`], and in that session or not at all: ENOLCK once it has ended, because a lock was
+    /// held in it.
+    pub async fn propose_in(
         &self,
+        fence: Option<LeaseId>,
         touches: Vec<Touch>,
         command: Command,
-    ) -> Result<std::result::Result<(Revision, Done), Refusal>> {
+    ) -> Result<Answered> {
         let deadline = self.deadline();
         let _asked = Asked::new(self, touches);
-        let outcome = match self.store.write(command, self.rules.write_timeout).await {
+        let outcome = match self.store.write(fence, command, self.rules.write_timeout).await {
             Ok(outcome) => outcome,
+            Err(ClientError::SessionLost { .. }) if fence.is_some() => return Err(Errno::ENOLCK),
             Err(error) => {
                 tracing::debug!(%error, "a change could not be made");
                 return Err(Errno::from(&error));
@@ -346,6 +357,29 @@ impl Core {
         match self.propose(touches, command).await? {
             Ok((_, done)) => Ok(done),
             Err(refusal) => Err(Errno::from(&refusal)),
+        }
+    }
+
+    /// Follows the sessions: with a new one, what was locked in those before is lost. Ends with the store.
+    pub async fn follow_sessions(self: Arc<Core>) {
+        let mut sessions = self.store.sessions();
+        loop {
+            let now = *sessions.borrow_and_update();
+            if let Some(now) = now {
+                let lost = self.state.lock().locked.change_session(now);
+                if lost > 0 {
+                    tracing::warn!(
+                        lost,
+                        "the cluster did not hear of this host in time: locks of its programs are gone, and others \
+                         may hold them; what is written through their descriptors is refused until they unlock"
+                    );
+                }
+                // Whoever waits does so in the new session.
+                self.unlocked.send_modify(|rounds| *rounds += 1);
+            }
+            if sessions.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -657,6 +691,7 @@ fn missing_root() -> Record {
         mode: 0o555,
         uid: 0,
         gid: 0,
+        atime: Timestamp(0),
         mtime: Timestamp(0),
         ctime: Timestamp(0),
         create_revision: 0,

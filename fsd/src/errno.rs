@@ -29,6 +29,7 @@ names!(
     EIO,
     EBADF,
     EAGAIN,
+    EDEADLK,
     EACCES,
     EBUSY,
     EEXIST,
@@ -83,6 +84,7 @@ impl From<&Refusal> for Errno {
             // The session went while the request was under way: the caller may try again.
             Refusal::NoLease(_) | Refusal::NoSession(_) | Refusal::Forgotten(_) => Errno::EAGAIN,
             Refusal::Locked(_) => Errno::EAGAIN,
+            Refusal::Deadlock(_) => Errno::EDEADLK,
             Refusal::TooMany(_) => Errno::E2BIG,
             Refusal::NoAttribute => Errno::ENODATA,
         }

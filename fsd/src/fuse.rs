@@ -18,7 +18,7 @@ use fuser::{
 };
 use quorumfs_api::command::Range;
 use quorumfs_api::limits::NAME_MAX;
-use quorumfs_api::record::Kind;
+use quorumfs_api::record::{Device, Kind};
 
 use crate::attr::Attr;
 use crate::errno::{Errno, Result};
@@ -74,7 +74,20 @@ fn file_type(kind: Kind) -> FileType {
         Kind::File => FileType::RegularFile,
         Kind::Dir => FileType::Directory,
         Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
     }
+}
+
+/// A device's number as FUSE has it: the low byte of the minor, twelve bits of the major, the rest of the minor.
+fn rdev(device: Device) -> u32 {
+    device.minor & 0xff | (device.major & 0xfff) << 8 | (device.minor & !0xff) << 12
+}
+
+fn device(rdev: u32) -> Device {
+    Device { major: rdev >> 8 & 0xfff, minor: rdev & 0xff | rdev >> 12 & 0xf_ff00 }
 }
 
 fn file_attr(attr: &Attr) -> FileAttr {
@@ -82,7 +95,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
         ino: INodeNo(attr.node),
         size: attr.size,
         blocks: attr.size.div_ceil(SECTOR),
-        atime: attr.mtime,
+        atime: attr.atime,
         mtime: attr.mtime,
         ctime: attr.ctime,
         crtime: attr.ctime,
@@ -91,7 +104,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: attr.device.map_or(0, rdev),
         blksize: BLOCK as u32,
         flags: 0,
     }
@@ -174,7 +187,7 @@ impl fuser::Filesystem for Adapter {
         uid: Option<u32>,
         gid: Option<u32>,
         size: Option<u64>,
-        _atime: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         fh: Option<FileHandle>,
@@ -185,11 +198,11 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let (fs, caller) = (self.fs.clone(), caller(request));
-        let mtime = mtime.map(|time| match time {
+        let time = |time| match time {
             TimeOrNow::Now => Time::Now,
             TimeOrNow::SpecificTime(time) => Time::At(time),
-        });
-        let change = Change { mode, uid, gid, size, mtime };
+        };
+        let change = Change { mode, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
         self.drive(async move {
             match fs.setattr(caller, ino.0, fh.map(|fh| fh.0), change).await {
                 Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
@@ -212,11 +225,11 @@ impl fuser::Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _rdev: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
-        self.drive(async move { entry(reply, fs.mknod(caller, parent.0, &name, mode).await) });
+        self.drive(async move { entry(reply, fs.mknod(caller, parent.0, &name, mode, device(rdev)).await) });
     }
 
     fn mkdir(
@@ -305,13 +318,14 @@ impl fuser::Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let length = data.len() as u32;
-        match self.fs.write(fh.0, offset, data) {
+        let strips = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.fs.write(fh.0, offset, data, strips) {
             Ok(false) => reply.written(length),
             Ok(true) => {
                 let fs = self.fs.clone();
@@ -449,7 +463,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        xattr(reply, size, self.fs.getxattr(ino.0, name.as_bytes()));
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.drive(async move { xattr(reply, size, fs.getxattr(ino.0, &name).await) });
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {

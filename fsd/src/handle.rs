@@ -101,6 +101,8 @@ pub struct Writer {
     pub refused: bool,
     /// Thread that opened it: it sees its own writes in `fstat`.
     pub pid: u32,
+    /// Somebody wrote who may not keep the set-user-id and set-group-id bits of a file.
+    pub strips: bool,
     /// Counts writes, so that one that comes while others are being published is not taken for them.
     pub edits: u64,
     /// Held while the handle is being published: duplicates may be closed at the same time.
@@ -171,6 +173,15 @@ impl Writer {
             whole.resize(start + data.len(), 0);
         }
         whole[start..start + data.len()].copy_from_slice(data);
+    }
+
+    /// Fills a range within it with NULs.
+    pub fn clear(&mut self, range: std::ops::Range<usize>, base: &Bytes) {
+        self.edits += 1;
+        self.dirty = true;
+        self.emptied = false;
+        self.failed = false;
+        self.whole(base)[range].fill(0);
     }
 
     /// Cuts it, or fills it up with NULs.

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`mirror`] | the tree; events in, net changes out (pure) |
 //! | [`kernel`] | what the kernel holds, and by which numbers |
+//! | [`locked`] | locks that were taken here, and whether they still hold (pure) |
 //! | [`handle`] | open files and what was written to them |
 //! | [`core`] | all of that under one lock; committing, waiting, barriers |
 //! | [`fs`] | what each system call means |
@@ -29,6 +30,7 @@ pub mod fs;
 pub mod fuse;
 pub mod handle;
 pub mod kernel;
+pub mod locked;
 pub mod mirror;
 pub mod replay;
 pub mod report;

@@ -161,6 +161,7 @@ impl Mount {
         let feed =
             tokio::spawn(feed::run(core.clone(), config.client.clone(), config.prefix.clone(), progress));
         let feed = AbortOnDrop(Some(feed));
+        tokio::spawn(core.clone().follow_sessions());
         wait_for_copy(&mut copied).await?;
         // The node that sent the copy may be behind: one that has just started reads its log first.
         if core.barrier().await.is_err() {

@@ -1,7 +1,7 @@
 //! What the file system needs of the cluster, behind a trait: the client in a mount, a state machine
 //! in memory in tests.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -15,8 +15,13 @@ use tokio::sync::watch;
 
 /// The cluster as the file system sees it. All calls end by their time-out.
 pub trait Store: Send + Sync + 'static {
-    /// Does a command exactly once.
-    fn write(&self, command: Command, timeout: Duration) -> BoxFuture<'_, Result<Outcome, ClientError>>;
+    /// Does a command exactly once; with `only`, in that session or not at all (`SessionLost`).
+    fn write(
+        &self,
+        only: Option<LeaseId>,
+        command: Command,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Outcome, ClientError>>;
     /// The revision that holds all that was committed before the call.
     fn barrier(&self, timeout: Duration) -> BoxFuture<'_, Result<Revision, ClientError>>;
     /// The locks on a file.
@@ -25,6 +30,8 @@ pub trait Store: Send + Sync + 'static {
     fn status(&self, timeout: Duration) -> BoxFuture<'_, Result<Status, ClientError>>;
     /// The session of now, which owns this mount's locks.
     fn session(&self) -> Option<LeaseId>;
+    /// The sessions, one after the other: the locks of one are gone when the next begins.
+    fn sessions(&self) -> watch::Receiver<Option<LeaseId>>;
     /// Whether this mount asked for what that session asked for.
     fn is_own(&self, session: LeaseId) -> bool;
     /// How long the session lives on if the leader is not heard of any more.
@@ -43,14 +50,19 @@ const SESSION_RETRY: Duration = Duration::from_millis(300);
 pub struct ClusterStore {
     client: Client,
     session: watch::Sender<Option<Arc<Session>>>,
+    current: watch::Sender<Option<LeaseId>>,
     contact: Mutex<Option<Instant>>,
 }
 
 impl ClusterStore {
     /// Begins; the session comes as soon as there is a leader.
     pub fn start(client: Client, timeout: Duration) -> Arc<ClusterStore> {
-        let store =
-            Arc::new(ClusterStore { client, session: watch::Sender::new(None), contact: Mutex::new(None) });
+        let store = Arc::new(ClusterStore {
+            client,
+            session: watch::Sender::new(None),
+            current: watch::Sender::new(None),
+            contact: Mutex::new(None),
+        });
         let weak = Arc::downgrade(&store);
         tokio::spawn(async move {
             let mut told = false;
@@ -59,8 +71,10 @@ impl ClusterStore {
                 match store.client.session(SESSION_TTL, timeout).await {
                     Ok(session) => {
                         *store.contact.lock() = Some(Instant::now());
+                        let changes = session.changes();
                         store.session.send_replace(Some(Arc::new(session)));
-                        return;
+                        drop(store);
+                        return follow(weak, changes).await;
                     }
                     Err(error) if !told => {
                         told = true;
@@ -108,13 +122,38 @@ impl ClusterStore {
     }
 }
 
+/// Tells of each session that the client opens in place of one that was lost.
+async fn follow(store: Weak<ClusterStore>, mut changes: watch::Receiver<(u64, LeaseId)>) {
+    loop {
+        let (_, id) = *changes.borrow_and_update();
+        let Some(store) = store.upgrade() else { return };
+        store.current.send_replace(Some(id));
+        drop(store);
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 impl Store for ClusterStore {
-    fn write(&self, command: Command, timeout: Duration) -> BoxFuture<'_, Result<Outcome, ClientError>> {
+    fn write(
+        &self,
+        only: Option<LeaseId>,
+        command: Command,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Outcome, ClientError>> {
         Box::pin(async move {
             let begun = Instant::now();
             let session = self.open_session(timeout).await?;
-            self.heard(session.write(command, timeout.saturating_sub(begun.elapsed())).await)
+            let left = timeout.saturating_sub(begun.elapsed());
+            self.heard(match only {
+                Some(id) => session.write_in(id, command, left).await,
+                None => session.write(command, left).await,
+            })
         })
+    }
+    fn sessions(&self) -> watch::Receiver<Option<LeaseId>> {
+        self.current.subscribe()
     }
     fn barrier(&self, timeout: Duration) -> BoxFuture<'_, Result<Revision, ClientError>> {
         Box::pin(async move { self.heard(self.client.barrier(timeout).await) })

@@ -16,6 +16,7 @@ pub mod host;
 pub mod inotify;
 pub mod kv;
 pub mod load;
+pub mod locker;
 pub mod network;
 pub mod node;
 pub mod pair;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// What one name is.
@@ -15,6 +15,8 @@ pub enum Entry {
     File(Vec<u8>),
     /// A symlink to this.
     Symlink(PathBuf),
+    /// A fifo, socket or device: the type bits of its mode.
+    Special(u32),
 }
 
 /// Everything below a directory, by its path from there.
@@ -50,8 +52,10 @@ pub fn look(path: &Path) -> io::Result<Entry> {
         Entry::Dir
     } else if kind.is_symlink() {
         Entry::Symlink(fs::read_link(path)?)
-    } else {
+    } else if kind.is_file() {
         Entry::File(fs::read(path)?)
+    } else {
+        Entry::Special(fs::symlink_metadata(path)?.mode() & libc::S_IFMT)
     })
 }
 
@@ -69,6 +73,7 @@ pub fn difference(left: (&str, &Tree), right: (&str, &Tree)) -> String {
         None => "nothing".to_string(),
         Some(Entry::Dir) => "a directory".to_string(),
         Some(Entry::Symlink(to)) => format!("a symlink to {to:?}"),
+        Some(Entry::Special(kind)) => format!("a special file of type {kind:o}"),
         Some(Entry::File(value)) => {
             format!("{} bytes {:?}", value.len(), String::from_utf8_lossy(&value[..value.len().min(60)]))
         }

@@ -34,6 +34,8 @@ pub struct Change {
     pub gid: Option<u32>,
     /// Length of the file.
     pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<Time>,
     /// Modification time.
     pub mtime: Option<Time>,
 }
@@ -75,15 +77,17 @@ impl Fs {
         if let Some(size) = change.size {
             self.resize(node, fh, size).await?;
         }
+        let time = |time| match time {
+            Time::Now => TimeChange::Now,
+            Time::At(time) => TimeChange::At(stamp(time)),
+        };
         let set = AttrChange {
             mode: change.mode.map(|mode| mode & 0o7777),
             uid: change.uid,
             gid: change.gid,
             // With a new length the kernel sends the time as well, which comes by itself.
-            mtime: change.mtime.filter(|_| change.size.is_none()).map(|time| match time {
-                Time::Now => TimeChange::Now,
-                Time::At(time) => TimeChange::At(stamp(time)),
-            }),
+            mtime: change.mtime.filter(|_| change.size.is_none()).map(time),
+            atime: change.atime.map(time),
         };
         if set != AttrChange::default() {
             if set.mtime.is_some() {

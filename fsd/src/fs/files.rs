@@ -127,6 +127,7 @@ impl Fs {
             failed: false,
             refused: false,
             pid: caller.pid,
+            strips: false,
             edits: 0,
             gate: Arc::default(),
         };
@@ -184,6 +185,7 @@ impl Fs {
                     mode: owner.mode,
                     uid: owner.uid,
                     gid: owner.gid,
+                    atime: now,
                     mtime: now,
                     ctime: now,
                     create_revision: 0,
@@ -238,12 +240,14 @@ impl Fs {
         Ok(content.slice(start..end))
     }
 
-    /// Writes into the handle. Answers whether it has to be committed before the caller is told.
-    pub fn write(&self, fh: Fh, offset: u64, data: &[u8]) -> Result<bool> {
+    /// Writes into the handle. With `strips`, the file loses what lets it run as its owner. Answers whether it has
+    /// to be committed before the caller is told.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], strips: bool) -> Result<bool> {
         if fh == REPLAY_FH {
             return Ok(false);
         }
         let mut state = self.core.state.lock();
+        state.locked.fence(fh)?;
         let limit = state.value_limit();
         let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
         let base = state.published(node).unwrap_or_default();
@@ -254,6 +258,7 @@ impl Fs {
             return Err(Errno::EFBIG);
         }
         writer.write(offset, data, &base);
+        writer.strips |= strips;
         Ok(writer.sync)
     }
 
@@ -262,19 +267,28 @@ impl Fs {
         self.publish(fh).await
     }
 
-    /// Makes room: the file gets at least so long.
+    /// Makes room: the file gets at least so long. A hole is a range of NULs, as a value has no other.
     pub fn allocate(&self, fh: Fh, offset: u64, length: u64, mode: i32) -> Result<()> {
-        // Holes and the like make no sense for values.
-        if mode & !libc::FALLOC_FL_KEEP_SIZE != 0 {
-            return Err(Errno::EOPNOTSUPP);
-        }
+        let keeps_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let clears = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => false,
+            libc::FALLOC_FL_ZERO_RANGE => true,
+            // The kernel lets it through with KEEP_SIZE only.
+            libc::FALLOC_FL_PUNCH_HOLE => true,
+            _ => return Err(Errno::EOPNOTSUPP),
+        };
         let mut state = self.core.state.lock();
+        state.locked.fence(fh)?;
         let limit = state.value_limit();
         let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
         let base = state.published(node).unwrap_or_default();
         let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
         let wanted = offset.checked_add(length).filter(|end| *end <= limit).ok_or(Errno::EFBIG)?;
-        if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && wanted as usize > writer.len(base.len()) {
+        let size = writer.len(base.len());
+        if clears && (offset as usize) < size {
+            writer.clear(offset as usize..size.min(wanted as usize), &base);
+        }
+        if !keeps_size && wanted as usize > size {
             writer.resize(wanted as usize, &base);
         }
         Ok(())
@@ -418,6 +432,7 @@ fn check_file(kind: Kind) -> Result<()> {
     match kind {
         Kind::File => Ok(()),
         Kind::Dir => Err(Errno::EISDIR),
-        Kind::Symlink => Err(Errno::EINVAL),
+        // The kernel serves these by itself.
+        _ => Err(Errno::EINVAL),
     }
 }

@@ -3,24 +3,30 @@
 use std::time::{Duration, Instant};
 
 use quorumfs_api::command::{Command, HeldLock, LockKind, LockOwner, Range};
-use quorumfs_api::outcome::Refusal;
-use quorumfs_api::record::Ino;
+use quorumfs_api::outcome::{Done, Refusal};
+use quorumfs_api::record::{Ino, LeaseId, Revision};
+use tokio::sync::watch;
 
 use super::{Caller, Fs};
 use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::handle::Fh;
 use crate::kernel::{NodeId, Object};
+use crate::locked::LockId;
 use crate::report;
 
 /// How often a waiter looks whether its process has a signal pending: a request cannot be killed
 /// while it is with us.
-const SIGNAL_CHECK: Duration = Duration::from_millis(150);
-/// Whoever cannot be looked at is sent back with EINTR after this time: it tries again unless it has a signal,
-/// which it could not take while it is with us.
+const SIGNAL_CHECK: Duration = Duration::from_millis(100);
+/// Whoever cannot be looked at is sent back after this time: it may have a signal, which it could not take while
+/// it is with us.
 const UNSEEN_WAIT: Duration = Duration::from_secs(3);
 /// A waiter tries again after this time even if nobody told it to.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
+/// Pause before a request is repeated in a new session.
+const SESSION_PAUSE: Duration = Duration::from_millis(50);
+/// How long a waiter that gives up waits for the store to know of it.
+const CANCEL_TIME: Duration = Duration::from_millis(100);
 
 /// How often a lock that is given up is tried to be taken off the store.
 const UNLOCK_ATTEMPTS: usize = 20;
@@ -96,117 +102,182 @@ impl Fs {
         }))
     }
 
+    /// The number that grew with each grant of a lock that is held on a file now: whoever holds a lock hands it
+    /// on with what it does elsewhere, and a number that is smaller than one seen before is of a former holder.
+    pub(super) async fn lock_revision(&self, node: NodeId) -> Result<Revision> {
+        let ino = self.locked_file(node).await?;
+        let locks = self.core.store.locks(ino, self.core.rules.write_timeout).await;
+        let locks = locks.map_err(|error| Errno::from(&error))?;
+        locks.iter().map(|held| held.revision).max().ok_or(Errno::ENODATA)
+    }
+
     /// Takes or gives up a lock.
     pub async fn setlk(&self, caller: Caller, node: NodeId, fh: Fh, request: LockRequest) -> Result<()> {
-        let owner = self.lock_owner(request.owner)?;
         if request.kind == libc::F_UNLCK {
-            let ino = {
-                let state = self.core.state.lock();
-                let ino = state.kernel.ino(node).ok_or(Errno::EBADF)?;
-                state.mirror.outer(ino).ok_or(Errno::ESTALE)?
-            };
-            let known = self.core.state.lock().locks.contains(&(ino, request.owner));
-            if !known {
-                return Ok(());
-            }
-            let command = Command::Unlock { ino, owner, range: request.range };
-            self.core.commit(Vec::new(), command).await?;
-            if request.range == Range::WHOLE {
-                self.core.state.lock().locks.remove(&(ino, request.owner));
-            }
-            return Ok(());
+            return self.unlock(node, fh, &request).await;
         }
         let kind = lock_kind(request.kind)?;
         let ino = self.locked_file(node).await?;
+        let mut wanted = Wanted { ino, kind, fh, request, waits: false };
+        let taken = self.take(caller, &mut wanted).await;
+        if taken.is_err() && wanted.waits {
+            self.cancel_wait(&wanted).await;
+        }
+        taken
+    }
+
+    async fn take(&self, caller: Caller, wanted: &mut Wanted) -> Result<()> {
+        let (ino, request) = (wanted.ino, wanted.request);
+        let deadline = self.core.deadline();
         let mut rounds = self.core.unlocked.subscribe();
-        let begun = Instant::now();
+        let mut waiter = Waiter::new(caller.pid);
         loop {
             rounds.borrow_and_update();
-            let command = Command::Lock { ino, owner, range: request.range, kind, pid: request.pid };
-            match self.core.propose(vec![Touch::Ino(ino)], command).await? {
+            // A lock that is lost is no ground to build another on.
+            self.core.state.lock().locked.fence(wanted.fh)?;
+            let owner = self.lock_owner(request.owner)?;
+            let lock = Command::Lock {
+                ino,
+                owner,
+                range: request.range,
+                kind: wanted.kind,
+                pid: request.pid,
+                wait: request.wait,
+            };
+            let answered = match self.core.propose(vec![Touch::Ino(ino)], lock).await {
+                Ok(answered) => answered,
+                Err(error) => {
+                    self.give_up_unknown(ino, request.owner);
+                    return Err(error);
+                }
+            };
+            match answered {
+                Ok((_, Done::Waiting(_))) => wanted.waits = true,
                 Ok(_) => {
-                    let mut state = self.core.state.lock();
-                    state.locks.insert((ino, request.owner));
-                    state.lock_handles.entry(fh).or_default().insert((ino, request.owner));
+                    self.core.state.lock().locked.take(wanted.fh, (ino, request.owner), owner.session);
                     return Ok(());
                 }
-                Err(Refusal::Locked(_)) if request.wait => {}
+                // The session has ended, and the next is on its way.
+                Err(Refusal::NoLease(_) | Refusal::NoSession(_)) => {
+                    wanted.waits = false;
+                    if Instant::now() >= deadline && !request.wait {
+                        return Err(Errno::ENOLCK);
+                    }
+                    tokio::time::sleep(SESSION_PAUSE).await;
+                    self.may_wait(&mut waiter)?;
+                    continue;
+                }
                 Err(refusal) => return Err(Errno::from(&refusal)),
             }
-            let waiting = async {
-                let _ = tokio::time::timeout(TRY_AGAIN, rounds.changed()).await;
-            };
-            tokio::pin!(waiting);
-            loop {
-                tokio::select! {
-                    () = &mut waiting => break,
-                    () = tokio::time::sleep(SIGNAL_CHECK) => {
-                        let over = match waiter(caller.pid) {
-                            Waiter::Waits => false,
-                            Waiter::Signalled => true,
-                            Waiter::Unseen => begun.elapsed() > UNSEEN_WAIT,
-                        };
-                        if self.core.is_stopping() || over {
-                            return Err(Errno::EINTR);
-                        }
-                    }
-                }
+            self.wait_for_round(&mut waiter, &mut rounds).await?;
+        }
+    }
+
+    /// Until a lock was given up somewhere, or the process has something else to do.
+    async fn wait_for_round(&self, waiter: &mut Waiter, rounds: &mut watch::Receiver<u64>) -> Result<()> {
+        let waiting = tokio::time::timeout(TRY_AGAIN, rounds.changed());
+        tokio::pin!(waiting);
+        loop {
+            tokio::select! {
+                _ = &mut waiting => return Ok(()),
+                () = tokio::time::sleep(SIGNAL_CHECK) => self.may_wait(waiter)?,
             }
         }
     }
 
+    fn may_wait(&self, waiter: &mut Waiter) -> Result<()> {
+        if self.core.is_stopping() { Err(Errno::ENOLCK) } else { waiter.check() }
+    }
+
+    /// The store is told that somebody waits no more; the program is not kept for it.
+    async fn cancel_wait(&self, wanted: &Wanted) {
+        let Ok(owner) = self.lock_owner(wanted.request.owner) else { return };
+        let (fs, ino) = (self.clone(), wanted.ino);
+        let cancel = tokio::spawn(async move {
+            // If that fails, the store takes it for waiting until it locks something there, or the session ends.
+            let _ = fs.core.propose(Vec::new(), Command::CancelWait { ino, owner }).await;
+        });
+        let _ = tokio::time::timeout(CANCEL_TIME, cancel).await;
+    }
+
+    /// A request was answered with an error and may have been granted all the same: nobody would know of that
+    /// lock. Where the owner has others on that file, they are given up together with those.
+    fn give_up_unknown(&self, ino: Ino, owner: u64) {
+        let held = self.core.state.lock().locked.session((ino, owner));
+        if let (None, Some(session)) = (held, self.core.store.session()) {
+            let fs = self.clone();
+            tokio::spawn(async move { fs.give_up((ino, owner), session).await });
+        }
+    }
+
+    async fn unlock(&self, node: NodeId, fh: Fh, request: &LockRequest) -> Result<()> {
+        let (ino, session) = {
+            let mut state = self.core.state.lock();
+            let ino = state.kernel.ino(node).ok_or(Errno::EBADF)?;
+            let ino = state.mirror.outer(ino).ok_or(Errno::ESTALE)?;
+            state.locked.accept_loss(fh);
+            match state.locked.session((ino, request.owner)) {
+                Some(session) => (ino, session),
+                None => return Ok(()),
+            }
+        };
+        let owner = LockOwner { session, owner: request.owner };
+        self.core.commit(Vec::new(), Command::Unlock { ino, owner, range: request.range }).await?;
+        if request.range == Range::WHOLE {
+            self.core.state.lock().locked.give_up((ino, request.owner));
+        }
+        Ok(())
+    }
+
     /// A process closed a descriptor: POSIX takes away all its locks on the file.
     pub(super) async fn unlock_owner(&self, node: NodeId, owner: u64) {
-        let ino = {
+        let (lock, session) = {
             let mut state = self.core.state.lock();
             let state = &mut *state;
-            if state.locks.is_empty() {
+            if state.locked.is_empty() {
                 return;
             }
             let ino = match state.kernel.resolve(node, &state.mirror) {
                 Object::Real(ino) => state.mirror.outer(ino),
                 _ => state.kernel.ino(node),
             };
-            match ino {
-                Some(ino) if state.locks.remove(&(ino, owner)) => ino,
-                _ => return,
+            let Some(lock) = ino.map(|ino| (ino, owner)) else { return };
+            match state.locked.give_up(lock) {
+                Some(session) => (lock, session),
+                None => return,
             }
         };
-        self.give_up(ino, owner).await;
+        self.give_up(lock, session).await;
     }
 
     /// An open file is gone, and with it what was locked through it.
     pub(super) async fn unlock_handle(&self, fh: Fh) {
-        let gone: Vec<(Ino, u64)> = {
-            let mut state = self.core.state.lock();
-            let taken = state.lock_handles.remove(&fh).unwrap_or_default();
-            taken.into_iter().filter(|lock| state.locks.remove(lock)).collect()
-        };
-        for (ino, owner) in gone {
-            self.give_up(ino, owner).await;
+        let gone = self.core.state.lock().locked.close(fh);
+        for (lock, session) in gone {
+            self.give_up(lock, session).await;
         }
     }
 
     /// Gives up a lock that nobody knows of any more. If the cluster cannot be reached now, that is
     /// gone on with in the background: the close must not wait for it longer than for anything else.
-    async fn give_up(&self, ino: Ino, owner: u64) {
-        if self.try_give_up(ino, owner).await {
+    async fn give_up(&self, lock: LockId, session: LeaseId) {
+        if self.try_give_up(lock, session).await {
             return;
         }
         let fs = self.clone();
         tokio::spawn(async move {
             for _ in 0..UNLOCK_ATTEMPTS {
-                if fs.core.is_stopping() || fs.try_give_up(ino, owner).await {
+                if fs.core.is_stopping() || fs.try_give_up(lock, session).await {
                     return;
                 }
             }
-            tracing::warn!(%ino, "a lock could not be given up in time; it ends with the session");
+            tracing::warn!(ino = %lock.0, "a lock could not be given up in time; it ends with the session");
         });
     }
 
     /// Whether it is done, or will never be.
-    async fn try_give_up(&self, ino: Ino, owner: u64) -> bool {
-        let Ok(owner) = self.lock_owner(owner) else { return true };
+    async fn try_give_up(&self, (ino, owner): LockId, session: LeaseId) -> bool {
+        let owner = LockOwner { session, owner };
         let command = Command::Unlock { ino, owner, range: Range::WHOLE };
         match self.core.commit(Vec::new(), command).await {
             Ok(_) => true,
@@ -219,37 +290,88 @@ impl Fs {
     }
 }
 
-/// What can be seen of a thread that waits.
+/// A lock that is asked for.
+struct Wanted {
+    ino: Ino,
+    kind: LockKind,
+    fh: Fh,
+    request: LockRequest,
+    /// The store has noted that its owner waits.
+    waits: bool,
+}
+
+/// A thread that waits, in a call that it cannot leave by itself.
+struct Waiter {
+    tid: u32,
+    begun: Instant,
+    /// At the last look its process had a signal, which any of its threads may take.
+    shared: bool,
+}
+
+impl Waiter {
+    fn new(tid: u32) -> Waiter {
+        Waiter { tid, begun: Instant::now(), shared: false }
+    }
+
+    /// Whether it may go on.
+    ///
+    /// # Errors
+    /// EINTR for a signal: the kernel then handles it, and may ask again. Without one it would hand on a number
+    /// that no program knows, so that one that cannot be looked at gets ENOLCK, whether it has a signal or not.
+    fn check(&mut self) -> Result<()> {
+        let had = std::mem::replace(&mut self.shared, false);
+        match look(self.tid) {
+            Seen::Nothing => Ok(()),
+            Seen::Signal => Err(Errno::EINTR),
+            Seen::SharedSignal if had => Err(Errno::EINTR),
+            // Another thread that can take it has done so by the next look.
+            Seen::SharedSignal => {
+                self.shared = true;
+                Ok(())
+            }
+            Seen::Unseen if self.begun.elapsed() > UNSEEN_WAIT => Err(Errno::ENOLCK),
+            Seen::Unseen => Ok(()),
+        }
+    }
+}
+
+/// What can be seen of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiter {
-    /// It waits.
-    Waits,
-    /// It, or its process, has a signal that it has not blocked; or it is gone.
-    Signalled,
+enum Seen {
+    /// No signal.
+    Nothing,
+    /// It has a signal that it has not blocked; or it is gone.
+    Signal,
+    /// Its process has one.
+    SharedSignal,
     /// It cannot be looked at: its process is in a pid namespace that ours does not see (the kernel says 0 then),
     /// or /proc hides the processes of other users.
     Unseen,
 }
 
 /// Looks at the thread of a request.
-fn waiter(tid: u32) -> Waiter {
+fn look(tid: u32) -> Seen {
     if tid == 0 {
-        return Waiter::Unseen;
+        return Seen::Unseen;
     }
     let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else {
         let pid = i32::try_from(tid).ok().and_then(rustix::process::Pid::from_raw);
         return match pid.map(rustix::process::test_kill_process) {
-            Some(Ok(()) | Err(rustix::io::Errno::PERM)) => Waiter::Unseen,
-            _ => Waiter::Signalled,
+            Some(Ok(()) | Err(rustix::io::Errno::PERM)) => Seen::Unseen,
+            _ => Seen::Signal,
         };
     };
     let mask = |field: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(field))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
-    let pending = mask("SigPnd:").unwrap_or(0) | mask("ShdPnd:").unwrap_or(0);
     let blocked = mask("SigBlk:").unwrap_or(0) | mask("SigIgn:").unwrap_or(0);
-    if pending & !blocked != 0 { Waiter::Signalled } else { Waiter::Waits }
+    let pending = |field| mask(field).unwrap_or(0) & !blocked != 0;
+    match (pending("SigPnd:"), pending("ShdPnd:")) {
+        (true, _) => Seen::Signal,
+        (false, true) => Seen::SharedSignal,
+        (false, false) => Seen::Nothing,
+    }
 }
 
 #[cfg(test)]
@@ -258,9 +380,9 @@ mod tests {
 
     #[test]
     fn a_waiter_is_looked_at_where_that_is_possible() {
-        assert_eq!(waiter(std::process::id()), Waiter::Waits);
-        assert_eq!(waiter(0), Waiter::Unseen);
+        assert_eq!(look(std::process::id()), Seen::Nothing);
+        assert_eq!(look(0), Seen::Unseen);
         // Above what Linux gives out.
-        assert_eq!(waiter(1 << 23), Waiter::Signalled);
+        assert_eq!(look(1 << 23), Seen::Signal);
     }
 }

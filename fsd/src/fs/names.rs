@@ -125,7 +125,7 @@ impl Fs {
                 let node = state.mirror.get(ino).ok_or(Errno::ESTALE)?;
                 match node.record.kind {
                     Kind::Symlink => Ok(node.record.value.clone()),
-                    Kind::File | Kind::Dir => Err(Errno::EINVAL),
+                    _ => Err(Errno::EINVAL),
                 }
             }
             Object::Private => Err(Errno::EINVAL),

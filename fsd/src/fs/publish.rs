@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use quorumfs_api::bug::{Bug, planted};
-use quorumfs_api::command::{Command, CreateMode, LeaseChange, Owner, Target};
+use quorumfs_api::command::{AttrChange, Command, CreateMode, LeaseChange, Owner, Target};
 use quorumfs_api::outcome::Refusal;
+use quorumfs_api::record::LeaseId;
 
 use super::Fs;
 use crate::core::{State, Touch};
@@ -20,6 +21,8 @@ struct Plan {
     tail: Option<Vec<u8>>,
     /// The file exists here only.
     creates: bool,
+    /// The session in which a lock is held through the handle: it is done in that or not at all.
+    fence: Option<LeaseId>,
 }
 
 /// What comes next.
@@ -53,6 +56,7 @@ impl Fs {
     }
 
     fn plan(&self, state: &mut State, fh: Fh, has_gate: bool) -> Result<Next> {
+        let fence = state.locked.fence(fh)?;
         let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
         let (target, at, owner) = match state.kernel.resolve(node, &state.mirror) {
             Object::Private => {
@@ -61,7 +65,9 @@ impl Fs {
                     return Ok(Next::Gate(private.gate.clone()));
                 }
                 let record = &private.record;
-                let owner = Owner { mode: record.mode, uid: record.uid, gid: record.gid };
+                let strips = state.handles.writers(node).any(|(_, writer)| writer.strips);
+                let mode = if strips { stripped(record.mode) } else { record.mode };
+                let owner = Owner { mode, uid: record.uid, gid: record.gid };
                 let at = private.at.clone();
                 (Target::At(self.place(state, &at)?), Some(at), owner)
             }
@@ -84,6 +90,10 @@ impl Fs {
             (Some(at), _) => vec![Touch::Name(at)],
             (None, Object::Real(ino)) => vec![Touch::Ino(ino)],
             (None, _) => Vec::new(),
+        };
+        let mode = match state.kernel.resolve(node, &state.mirror) {
+            Object::Real(ino) => state.mirror.get(ino).map(|node| node.record.mode),
+            _ => None,
         };
         let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
         if writer.refused {
@@ -112,7 +122,11 @@ impl Fs {
                 Command::Append { target, data: Bytes::new(), create, parents: false, owner }
             }
         };
-        Ok(Next::Send(Plan { command, touches, edits: writer.edits, tail, creates }))
+        let command = match mode {
+            Some(mode) if writer.strips && stripped(mode) != mode => strip(command, mode),
+            _ => command,
+        };
+        Ok(Next::Send(Plan { command, touches, edits: writer.edits, tail, creates, fence }))
     }
 
     async fn send(&self, fh: Fh, plan: Plan) -> Result<()> {
@@ -126,7 +140,7 @@ impl Fs {
             }
             let _ = self.core.propose(plan.touches.clone(), part).await;
         }
-        let proposed = self.core.propose(plan.touches, plan.command).await;
+        let proposed = self.core.propose_in(plan.fence, plan.touches, plan.command).await;
         let mut state = self.core.state.lock();
         let Some(writer) = state.handles.writer(fh) else { return proposed.map(drop) };
         let result = match proposed {
@@ -150,6 +164,7 @@ impl Fs {
                 if writer.edits == plan.edits {
                     writer.dirty = false;
                     writer.emptied = false;
+                    writer.strips = false;
                     writer.buffer = Buffer::Clean;
                 }
             }
@@ -197,5 +212,27 @@ impl Fs {
             self.publish(fh).await?;
         }
         Ok(())
+    }
+}
+
+/// A mode without what lets the file run as its owner or, where that is not a mark for locking, its group.
+fn stripped(mode: u32) -> u32 {
+    let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+    mode & !(0o4000 | group)
+}
+
+/// A write that also takes the set-user-id bits off, in one revision.
+fn strip(write: Command, mode: u32) -> Command {
+    let target = match &write {
+        Command::Put { target, .. } | Command::Append { target, .. } | Command::Truncate { target, .. } => {
+            target.clone()
+        }
+        _ => return write,
+    };
+    let set = AttrChange { mode: Some(stripped(mode)), ..AttrChange::default() };
+    Command::Txn {
+        compare: Vec::new(),
+        then: vec![write, Command::SetAttr { target, set }],
+        otherwise: Vec::new(),
     }
 }

@@ -1,9 +1,9 @@
 //! Names that come, go and move. All of it is committed before the call returns.
 
 use bytes::Bytes;
-use quorumfs_api::command::{Command, CreateMode, LeaseChange, RenameMode, Target};
+use quorumfs_api::command::{Command, CreateMode, LeaseChange, RenameMode, Special, Target};
 use quorumfs_api::outcome::Done;
-use quorumfs_api::record::{Ino, Kind};
+use quorumfs_api::record::{Device, Ino, Kind};
 
 use super::{Caller, Entry, Fs, name};
 use crate::core::{Believed, Touch};
@@ -78,22 +78,42 @@ impl Fs {
         self.make(at, command).await
     }
 
-    /// Makes an empty file. There are no devices, pipes and sockets in a store.
-    pub async fn mknod(&self, caller: Caller, parent: NodeId, bytes: &[u8], mode: u32) -> Result<Entry> {
-        if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
-            return Err(Errno::EPERM);
+    /// Makes an empty file, or a special one: those connect the processes of one host, or name its devices.
+    pub async fn mknod(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        bytes: &[u8],
+        mode: u32,
+        device: Device,
+    ) -> Result<Entry> {
+        let special = match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => None,
+            libc::S_IFIFO => Some(Special::Fifo),
+            libc::S_IFSOCK => Some(Special::Socket),
+            libc::S_IFCHR => Some(Special::CharDevice(device)),
+            libc::S_IFBLK => Some(Special::BlockDevice(device)),
+            _ => return Err(Errno::EINVAL),
+        };
+        let kind = special.map_or(Kind::File, Special::kind);
+        if let Some(entry) = self.replayed(caller, parent, bytes, kind)? {
+            return Ok(entry);
         }
         let at = self.free(parent, bytes).await?;
         let command = {
             let state = self.core.state.lock();
-            let owner = self.owner(&state, at.0, caller, mode, Kind::File);
-            Command::Put {
-                target: Target::At(self.place(&state, &at)?),
-                value: Bytes::new(),
-                create: CreateMode::Exclusive,
-                parents: false,
-                owner,
-                lease: LeaseChange::Keep,
+            let owner = self.owner(&state, at.0, caller, mode, kind);
+            let place = self.place(&state, &at)?;
+            match special {
+                Some(special) => Command::Mknod { at: place, special, parents: false, owner },
+                None => Command::Put {
+                    target: Target::At(place),
+                    value: Bytes::new(),
+                    create: CreateMode::Exclusive,
+                    parents: false,
+                    owner,
+                    lease: LeaseChange::Keep,
+                },
             }
         };
         self.make(at, command).await

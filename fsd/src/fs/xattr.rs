@@ -25,6 +25,10 @@ fn computed(record: &Record, name: &str) -> Option<String> {
     }
 }
 
+/// The fencing number of the locks on a file. The cluster is asked for it, so it is not listed: who copies all
+/// attributes of a file does not want it.
+const LOCK_REVISION: &[u8] = b"user.kv.lock_revision";
+
 /// Their names, in the order in which they are listed.
 const NAMES: [&str; 5] = ["revision", "create_revision", "version", "lease", "author"];
 
@@ -52,12 +56,15 @@ impl Fs {
     }
 
     /// One attribute.
-    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Bytes> {
+    pub async fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Bytes> {
         if name.starts_with(b"system.") {
             return Err(Errno::EOPNOTSUPP);
         }
         if report::is_own(node) {
             return Err(Errno::ENODATA);
+        }
+        if name == LOCK_REVISION {
+            return self.lock_revision(node).await.map(|revision| revision.to_string().into());
         }
         self.with_record(node, |record| {
             if let Some(name) = name.strip_prefix(COMPUTED.as_bytes()) {

@@ -236,7 +236,7 @@ impl Way<'_> {
             if old.version != new.version && new.kind == Kind::File {
                 self.net.push(Net::Update { ino });
             } else if (old.mode, old.uid, old.gid, &old.xattrs) != (new.mode, new.uid, new.gid, &new.xattrs)
-                || (new.kind != Kind::Dir && old.mtime != new.mtime)
+                || (new.kind != Kind::Dir && (old.atime, old.mtime) != (new.atime, new.mtime))
             {
                 self.net.push(Net::Attr { ino });
             }

@@ -13,8 +13,8 @@ use std::sync::mpsc::Sender;
 
 use parking_lot::MutexGuard;
 use quorumfs_api::bug::{Bug, planted};
-use quorumfs_api::record::{Ino, Kind};
-use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RenameFlags};
+use quorumfs_api::record::{Device, Ino, Kind};
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::core::{Core, State};
@@ -37,6 +37,12 @@ enum Act {
     CreateLink {
         path: PathBuf,
         to: Vec<u8>,
+    },
+    CreateNode {
+        path: PathBuf,
+        kind: FileType,
+        mode: u32,
+        device: Device,
     },
     Update {
         path: PathBuf,
@@ -186,6 +192,18 @@ fn look_again(mountpoint: &Path, path: &Path) {
     }
 }
 
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Dir => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::Fifo,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharacterDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
 fn holds(state: &State, ino: Ino) -> bool {
     state.kernel.holds(state.kernel.node(ino))
 }
@@ -206,6 +224,12 @@ fn plan(state: &State, net: &Net) -> Act {
                     // The kernel does not keep what it points to, but wants to be told something.
                     Kind::Symlink if record.value.is_empty() => Act::CreateLink { path, to: b"?".to_vec() },
                     Kind::Symlink => Act::CreateLink { path, to: record.value.to_vec() },
+                    Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => Act::CreateNode {
+                        path,
+                        kind: file_type(*kind),
+                        mode,
+                        device: Device::from_value(&record.value).unwrap_or_default(),
+                    },
                 }
             })
         }
@@ -225,7 +249,7 @@ fn plan(state: &State, net: &Net) -> Act {
         Net::Remove { at, record } if holds(state, at.0) || holds(state, record.ino) => {
             named(at).map(|path| match record.kind {
                 Kind::Dir => Act::Rmdir { path },
-                Kind::File | Kind::Symlink => Act::Unlink { path },
+                _ => Act::Unlink { path },
             })
         }
         Net::Rename { from, to, ino, exchanged, .. }
@@ -261,6 +285,10 @@ fn perform(act: &Act, mountpoint: &Path) -> Result<(), Errno> {
         Act::CreateLink { path, to } => {
             let to = CString::new(to.as_slice()).map_err(|_| Errno::INVAL)?;
             fs::symlinkat(to, CWD, full(mountpoint, path)?)
+        }
+        Act::CreateNode { path, kind, mode, device } => {
+            let (mode, device) = (Mode::from_raw_mode(*mode), fs::makedev(device.major, device.minor));
+            fs::mknodat(CWD, full(mountpoint, path)?, *kind, mode, device)
         }
         Act::Update { path, size } => {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;

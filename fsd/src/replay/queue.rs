@@ -261,7 +261,7 @@ impl Queue {
         let mut made: HashMap<Ino, bool> = HashMap::new();
         for net in &self.waiting {
             match net {
-                Net::Create { ino, kind: Kind::File | Kind::Symlink, .. } => _ = made.insert(*ino, false),
+                Net::Create { ino, kind, .. } if *kind != Kind::Dir => _ = made.insert(*ino, false),
                 Net::Remove { record, .. } => {
                     if let Some(gone) = made.get_mut(&record.ino) {
                         *gone = true;

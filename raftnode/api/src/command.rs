@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::key::{Key, Name};
-use crate::record::{Ino, Kind, LeaseId, Revision, Timestamp};
+use crate::record::{Device, Ino, Kind, LeaseId, Revision, Timestamp};
 
 /// A name in a directory, which need not exist yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,8 +101,43 @@ pub struct AttrChange {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
+    /// Access time.
+    pub atime: Option<TimeChange>,
     /// Modification time.
     pub mtime: Option<TimeChange>,
+}
+
+/// What `mknod(2)` makes beside plain files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Special {
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice(Device),
+    /// A block device.
+    BlockDevice(Device),
+}
+
+impl Special {
+    /// The kind that it gets.
+    pub fn kind(self) -> Kind {
+        match self {
+            Special::Fifo => Kind::Fifo,
+            Special::Socket => Kind::Socket,
+            Special::CharDevice(_) => Kind::CharDevice,
+            Special::BlockDevice(_) => Kind::BlockDevice,
+        }
+    }
+
+    /// The value of its record.
+    pub fn value(self) -> Bytes {
+        match self {
+            Special::Fifo | Special::Socket => Bytes::new(),
+            Special::CharDevice(device) | Special::BlockDevice(device) => device.to_value(),
+        }
+    }
 }
 
 /// A time that a caller sets.
@@ -304,8 +339,10 @@ pub enum Command {
         /// Whether it may or must exist.
         mode: XattrMode,
     },
-    /// Takes a lock, if nobody holds a conflicting one; it never waits. Ranges of the same owner are
-    /// replaced, split and merged as POSIX says.
+    /// Takes a lock, if nobody holds a conflicting one. Ranges of the same owner are replaced, split and
+    /// merged as POSIX says. The command itself never waits: with `wait`, the store notes who waits for
+    /// whom, answers [`Done::Waiting`](crate::outcome::Done::Waiting), and refuses with `Deadlock` where
+    /// the wait would never end. The caller asks again when a lock on the file was given up.
     Lock {
         /// Of which file.
         ino: Ino,
@@ -317,6 +354,8 @@ pub enum Command {
         kind: LockKind,
         /// Process of the owner, for `F_GETLK`.
         pid: u32,
+        /// The owner waits until it has the lock. Not in a transaction.
+        wait: bool,
     },
     /// Gives up locks.
     Unlock {
@@ -351,6 +390,24 @@ pub enum Command {
         then: Vec<Command>,
         /// What happens otherwise.
         otherwise: Vec<Command>,
+    },
+    /// Makes a fifo, a socket or a device node.
+    Mknod {
+        /// Its name.
+        at: At,
+        /// What is made.
+        special: Special,
+        /// Make missing directories.
+        parents: bool,
+        /// Its attributes.
+        owner: Owner,
+    },
+    /// The owner no longer waits for locks on a file.
+    CancelWait {
+        /// Of which file.
+        ino: Ino,
+        /// Who.
+        owner: LockOwner,
     },
 }
 

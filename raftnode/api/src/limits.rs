@@ -28,6 +28,10 @@ pub const XATTRS_MAX: usize = 64;
 pub const SYMLINK_MAX: usize = 4095;
 /// Most locks that are held on one key at a time.
 pub const LOCKS_MAX: usize = 1024;
+/// Most locks that one owner waits for at a time: one for each of its threads.
+pub const WAITS_MAX: usize = 1024;
+/// Most locks that are looked at to find out whether a wait would never end. Beyond it, it is not detected.
+pub const DEADLOCK_SEARCH_MAX: usize = 16_384;
 /// Shortest and longest time to live of a lease, in milliseconds.
 pub const LEASE_TTL_MIN_MS: u64 = 500;
 /// See [`LEASE_TTL_MIN_MS`].

@@ -47,6 +47,8 @@ pub enum Done {
         /// The results of the branch that ran.
         results: Vec<Done>,
     },
+    /// The lock is held by somebody else, this one first of all; the store has noted who waits for it.
+    Waiting(HeldLock),
 }
 
 /// Why the state machine did nothing. The text is for people; `fsd` maps each to an errno.
@@ -113,4 +115,7 @@ pub enum Refusal {
     /// No such extended attribute.
     #[error("no such attribute")]
     NoAttribute,
+    /// Whoever holds the lock waits, directly or through others, for one of the asker's own.
+    #[error("deadlock: process {} of session {} holds the lock and waits for the asker", .0.pid, .0.owner.session)]
+    Deadlock(HeldLock),
 }

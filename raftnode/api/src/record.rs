@@ -45,6 +45,36 @@ pub enum Kind {
     Dir,
     /// A symbolic link; its target is the record's value.
     Symlink,
+    /// A named pipe: a meeting point for the processes of one host, as on any network file system.
+    Fifo,
+    /// A socket of the local domain, for the processes of one host.
+    Socket,
+    /// A character device; its record's value is its [`Device`].
+    CharDevice,
+    /// A block device; its record's value is its [`Device`].
+    BlockDevice,
+}
+
+/// The number of a device, as `mknod(1)` takes it. In a record it stands as the text `MAJOR:MINOR`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Which driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+impl Device {
+    /// As it stands in a record.
+    pub fn to_value(self) -> Bytes {
+        format!("{}:{}", self.major, self.minor).into()
+    }
+
+    /// From a record's value.
+    pub fn from_value(value: &[u8]) -> Option<Device> {
+        let (major, minor) = std::str::from_utf8(value).ok()?.split_once(':')?;
+        Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
 }
 
 /// One key's metadata and value.
@@ -60,6 +90,8 @@ pub struct Record {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// When somebody last said that it was read (`utimensat(2)`), or when it was made: reading leaves no trace.
+    pub atime: Timestamp,
     /// When the value (of a directory: the set of names in it) last changed.
     pub mtime: Timestamp,
     /// When anything of the record last changed.

@@ -50,6 +50,8 @@ pub async fn run(context: &Context, key: &OsStr, command: &[OsString]) -> Result
             range: Range::WHOLE,
             kind: LockKind::Exclusive,
             pid: std::process::id(),
+            // An owner with one lock is in no deadlock.
+            wait: false,
         };
         match session.write(lock, timeout).await?.result {
             Ok(Done::Locked(fence)) => break (record.ino, fence),

@@ -70,6 +70,7 @@ pub fn fill(map: &mut Map<String, Value>, record: &Record, with_value: bool) {
         ("mode", json!(format!("{:04o}", record.mode))),
         ("uid", json!(record.uid)),
         ("gid", json!(record.gid)),
+        ("atime", json!(moment(record.atime))),
         ("mtime", json!(moment(record.mtime))),
         ("create_revision", json!(record.create_revision)),
         ("mod_revision", json!(record.mod_revision)),
@@ -87,6 +88,10 @@ pub fn kind(kind: Kind) -> &'static str {
         Kind::File => "file",
         Kind::Dir => "dir",
         Kind::Symlink => "symlink",
+        Kind::Fifo => "fifo",
+        Kind::Socket => "socket",
+        Kind::CharDevice => "char-device",
+        Kind::BlockDevice => "block-device",
     }
 }
 
@@ -96,6 +101,10 @@ pub fn mode(record: &Record) -> String {
         Kind::File => "-",
         Kind::Dir => "d",
         Kind::Symlink => "l",
+        Kind::Fifo => "p",
+        Kind::Socket => "s",
+        Kind::CharDevice => "c",
+        Kind::BlockDevice => "b",
     });
     for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
         let bits = record.mode >> shift;

@@ -9,7 +9,7 @@ use quorumfs_api::outcome::{Done, Outcome, Refusal};
 use quorumfs_api::record::{Ino, Kind, Timestamp};
 
 use crate::lock::Wanted;
-use crate::rows::{self, Counters, NodeRow};
+use crate::rows::{self, Counters, NodeRow, Wait};
 use crate::session::{self, Recalled};
 use crate::state::{State, Step, Stop};
 use crate::tables::{ReadTables, StorageError, Table, Tables};
@@ -41,6 +41,7 @@ pub fn init<T: Tables + ?Sized>(tables: &mut T) -> Result<(), StorageError> {
         mode: 0o755,
         uid: 0,
         gid: 0,
+        atime: Timestamp(0),
         mtime: Timestamp(0),
         ctime: Timestamp(0),
         create_revision: 0,
@@ -122,14 +123,17 @@ impl<T: Tables + ?Sized> State<'_, T> {
             Command::SetXattr { target, name, value, mode } => {
                 self.set_xattr(target, name, value.as_ref(), *mode)
             }
-            Command::Lock { ino, owner, range, kind, pid } => {
-                self.lock(&Wanted { ino: *ino, owner: *owner, range: *range, kind: *kind, pid: *pid })
+            Command::Lock { ino, owner, range, kind, pid, wait } => {
+                let wait_for = Wait { ino: *ino, range: *range, kind: *kind };
+                self.lock(&Wanted { lock: wait_for, owner: *owner, pid: *pid, waits: *wait })
             }
             Command::Unlock { ino, owner, range } => self.unlock(*ino, *owner, *range),
             Command::LeaseGrant { ttl_ms } => self.grant(*ttl_ms),
             Command::LeaseRevoke { lease } => self.revoke(*lease),
             Command::LeaseExpire { leases } => self.expire(leases),
             Command::Txn { compare, then, otherwise } => self.txn(compare, then, otherwise),
+            Command::Mknod { at, special, parents, owner } => self.mknod(at, *special, *parents, *owner),
+            Command::CancelWait { ino, owner } => self.cancel_wait(*ino, *owner),
         }
     }
 

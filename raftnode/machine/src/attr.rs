@@ -5,7 +5,7 @@ use quorumfs_api::command::{AttrChange, Target, TimeChange, XattrMode};
 use quorumfs_api::event::Change;
 use quorumfs_api::limits::{XATTR_NAME_MAX, XATTR_VALUE_MAX, XATTRS_MAX};
 use quorumfs_api::outcome::{Done, Refusal};
-use quorumfs_api::record::Kind;
+use quorumfs_api::record::{Kind, Timestamp};
 
 use crate::locate::Object;
 use crate::state::{MODE_BITS, State, Step};
@@ -15,7 +15,7 @@ use crate::tables::Tables;
 const COMPUTED: &[u8] = b"user.kv.";
 
 impl<T: Tables + ?Sized> State<'_, T> {
-    /// Changes mode, owner, group or modification time. One that is set to what it was counts as
+    /// Changes mode, owner, group or times. One that is set to what it was counts as
     /// changed, as it does for `chmod(2)`; with none set, nothing changes.
     pub fn set_attr(&mut self, target: &Target, set: &AttrChange) -> Step {
         let mut object = self.target(target)?;
@@ -31,11 +31,14 @@ impl<T: Tables + ?Sized> State<'_, T> {
         }
         row.uid = set.uid.unwrap_or(row.uid);
         row.gid = set.gid.unwrap_or(row.gid);
-        match set.mtime {
-            Some(TimeChange::Now) => row.mtime = self.proposal.time,
-            Some(TimeChange::At(time)) => row.mtime = time,
-            None => {}
-        }
+        let now = self.proposal.time;
+        let given = |change: Option<TimeChange>, old: Timestamp| match change {
+            Some(TimeChange::Now) => now,
+            Some(TimeChange::At(time)) => time,
+            None => old,
+        };
+        row.atime = given(set.atime, row.atime);
+        row.mtime = given(set.mtime, row.mtime);
         self.put_attr(object)
     }
 

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use quorumfs_api::codec::{self, FrameKind};
 use quorumfs_api::command::{
     Command, CreateMode, LeaseChange, LockKind, LockOwner, Owner, Proposal, Range, RenameMode, RequestId,
-    XattrMode,
+    Special, XattrMode,
 };
 use quorumfs_api::key::Key;
-use quorumfs_api::record::{Ino, LeaseId, Timestamp};
+use quorumfs_api::record::{Device, Ino, LeaseId, Timestamp};
 
 use crate::{Applied, MemTables, ReadTables, Table, apply, init};
 
@@ -51,6 +51,21 @@ fn proposals() -> Vec<Proposal> {
             range: Range { start: 1, end: 200 },
             kind: LockKind::Exclusive,
             pid: 300,
+            wait: false,
+        },
+        Command::Lock {
+            ino: Ino(3),
+            owner: LockOwner { session: lease, owner: 8 },
+            range: Range::WHOLE,
+            kind: LockKind::Shared,
+            pid: 301,
+            wait: true,
+        },
+        Command::Mknod {
+            at: key("/n").into(),
+            special: Special::CharDevice(Device { major: 1, minor: 3 }),
+            parents: false,
+            owner: Owner { mode: 0o600, uid: 1, gid: 2 },
         },
         Command::Rename { from: key("/a/f").into(), to: key("/g").into(), mode: RenameMode::Replace },
         Command::Rmdir { at: key("/none").into() },
@@ -58,7 +73,7 @@ fn proposals() -> Vec<Proposal> {
     let propose = |(i, command)| Proposal {
         time: Timestamp(1_000 + i as i64),
         author: "alice".to_string(),
-        session: (i == 4).then_some(RequestId { session: lease, number: 2, done_below: 2 }),
+        session: (i == 6).then_some(RequestId { session: lease, number: 2, done_below: 2 }),
         value_max: 1 << 20,
         store_max: 2 << 30,
         command,

@@ -62,6 +62,9 @@ impl<T: Tables + ?Sized> State<'_, T> {
         for ino in numbers(&self.rows, Table::LeaseLocks, lease)? {
             self.unlock_session(Ino(ino), lease)?;
         }
+        for owner in numbers(&self.rows, Table::Waits, lease)? {
+            self.rows.delete(Table::Waits, &rows::pair(lease.0, owner));
+        }
         for request in numbers(&self.rows, Table::Results, lease)? {
             self.rows.delete(Table::Results, &rows::pair(lease.0, request));
         }

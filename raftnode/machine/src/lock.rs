@@ -1,64 +1,135 @@
 //! Locks on byte ranges, as POSIX has them: of one owner no two ranges share a byte; a new lock
 //! replaces what its owner had there, and joins with what it touches.
+//!
+//! Who waits for a lock is a part of the state, so that a circle of waits is found whatever hosts it
+//! goes through: an owner that waits points at everybody who holds a lock that is in its way, and the
+//! request that would close a circle is refused. As in Linux, threads that share an owner are taken
+//! for one: where one of them waits, all of them do.
+
+use std::collections::BTreeSet;
 
 use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::command::{HeldLock, LockKind, LockOwner, Range};
 use quorumfs_api::event::Change;
-use quorumfs_api::limits::LOCKS_MAX;
+use quorumfs_api::limits::{DEADLOCK_SEARCH_MAX, LOCKS_MAX, WAITS_MAX};
 use quorumfs_api::outcome::{Done, Refusal};
 use quorumfs_api::record::{Ino, LeaseId};
 
-use crate::rows::{self, NodeRow};
+use crate::rows::{self, NodeRow, Wait};
 use crate::state::{State, Step};
 use crate::tables::{Table, Tables};
 
 /// What a lock is asked for.
 pub(crate) struct Wanted {
-    pub ino: Ino,
+    pub lock: Wait,
     pub owner: LockOwner,
-    pub range: Range,
-    pub kind: LockKind,
     pub pid: u32,
+    /// Whether the owner waits if it cannot have it now.
+    pub waits: bool,
 }
 
 impl<T: Tables + ?Sized> State<'_, T> {
     /// Takes a lock unless somebody else holds a conflicting one. Its revision is the fencing number:
     /// greater than that of everybody who held these bytes before.
     pub fn lock(&mut self, wanted: &Wanted) -> Step {
-        check_range(wanted.range)?;
-        if rows::read::<NodeRow, _>(&self.rows, &rows::number(wanted.ino.0))?.is_none() {
-            return Err(Refusal::Stale(wanted.ino).into());
+        let Wait { ino, range, kind } = wanted.lock;
+        check_range(range)?;
+        if rows::read::<NodeRow, _>(&self.rows, &rows::number(ino.0))?.is_none() {
+            return Err(Refusal::Stale(ino).into());
         }
         self.lease(wanted.owner.session)?;
-        let mut held = self.held(wanted.ino)?;
-        if let Some(conflict) = held.iter().find(|lock| conflicts(lock, wanted))
-            && !planted(Bug::LockTwice)
-        {
-            return Err(Refusal::Locked(*conflict).into());
+        let mut held = self.held(ino)?;
+        let conflict = held.iter().find(|lock| is_in_the_way(lock, wanted.owner, &wanted.lock));
+        match conflict.copied().filter(|_| !planted(Bug::LockTwice)) {
+            Some(conflict) if wanted.waits => return self.wait(wanted, conflict),
+            Some(conflict) => return Err(Refusal::Locked(conflict).into()),
+            None => self.stop_waiting(wanted.owner, |wait| *wait == wanted.lock)?,
         }
-        let carved = carve(&mut held, wanted.owner, wanted.range);
+        let carved = carve(&mut held, wanted.owner, range);
         let revision = self.revision();
-        let mut new = HeldLock {
-            owner: wanted.owner,
-            range: wanted.range,
-            kind: wanted.kind,
-            pid: wanted.pid,
-            revision,
-        };
+        let mut new = HeldLock { owner: wanted.owner, range, kind, pid: wanted.pid, revision };
         join(&mut held, &mut new);
         held.push(new);
         if held.len() > LOCKS_MAX {
             let text = format!("locks on one file; {LOCKS_MAX} is the most");
             return Err(Refusal::TooMany(text).into());
         }
-        self.put_locks(wanted.ino, held)?;
-        self.rows.put(Table::LeaseLocks, &rows::pair(wanted.owner.session.0, wanted.ino.0), rows::mark());
+        self.put_locks(ino, held)?;
+        self.rows.put(Table::LeaseLocks, &rows::pair(wanted.owner.session.0, ino.0), rows::mark());
         self.changed = true;
         // From exclusive to shared: who waits to share may come in.
-        if wanted.kind == LockKind::Shared && carved.exclusive {
-            self.change(Change::Unlocked { ino: wanted.ino })?;
+        if kind == LockKind::Shared && carved.exclusive {
+            self.change(Change::Unlocked { ino })?;
         }
         Ok(Done::Locked(revision))
+    }
+
+    /// Notes that somebody waits, unless that would be for ever.
+    fn wait(&mut self, wanted: &Wanted, conflict: HeldLock) -> Step {
+        if self.closes_a_circle(wanted)? {
+            return Err(Refusal::Deadlock(conflict).into());
+        }
+        let mut waits = self.waits(wanted.owner)?;
+        if !waits.contains(&wanted.lock) {
+            if waits.len() == WAITS_MAX {
+                let text = format!("locks that one owner waits for; {WAITS_MAX} is the most");
+                return Err(Refusal::TooMany(text).into());
+            }
+            waits.push(wanted.lock);
+            self.put(&waiter(wanted.owner), &waits)?;
+            self.changed = true;
+        }
+        Ok(Done::Waiting(conflict))
+    }
+
+    /// Whether somebody in the way of `wanted` waits, directly or through others, for its owner.
+    fn closes_a_circle(&self, wanted: &Wanted) -> Step<bool> {
+        let mut met = BTreeSet::new();
+        let mut todo = vec![(wanted.owner, wanted.lock)];
+        let mut looked_at = 0;
+        while let Some((owner, wait)) = todo.pop() {
+            for lock in self.held(wait.ino)? {
+                looked_at += 1;
+                if looked_at > DEADLOCK_SEARCH_MAX {
+                    return Ok(false);
+                }
+                if !is_in_the_way(&lock, owner, &wait) {
+                    continue;
+                }
+                if lock.owner == wanted.owner {
+                    return Ok(true);
+                }
+                if met.insert(lock.owner) {
+                    todo.extend(self.waits(lock.owner)?.into_iter().map(|wait| (lock.owner, wait)));
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// An owner no longer waits for locks on a file. It works whatever is there.
+    pub fn cancel_wait(&mut self, ino: Ino, owner: LockOwner) -> Step {
+        self.stop_waiting(owner, |wait| wait.ino == ino)?;
+        Ok(Done::Ok)
+    }
+
+    fn stop_waiting(&mut self, owner: LockOwner, over: impl Fn(&Wait) -> bool) -> Step<()> {
+        let mut waits = self.waits(owner)?;
+        let before = waits.len();
+        waits.retain(|wait| !over(wait));
+        if waits.len() == before {
+            return Ok(());
+        }
+        self.changed = true;
+        match waits.is_empty() {
+            true => self.rows.delete(Table::Waits, &waiter(owner)),
+            false => self.put(&waiter(owner), &waits)?,
+        }
+        Ok(())
+    }
+
+    fn waits(&self, owner: LockOwner) -> Step<Vec<Wait>> {
+        Ok(rows::read(&self.rows, &waiter(owner))?.unwrap_or_default())
     }
 
     /// Gives up an owner's locks in a range. It works whatever is there, and is never too many.
@@ -110,8 +181,14 @@ fn check_range(range: Range) -> Step<()> {
     Ok(())
 }
 
-fn conflicts(lock: &HeldLock, wanted: &Wanted) -> bool {
-    lock.owner != wanted.owner
+/// Key of the row of an owner that waits.
+fn waiter(owner: LockOwner) -> [u8; 16] {
+    rows::pair(owner.session.0, owner.owner)
+}
+
+/// Whether `owner` cannot have what it wants as long as `lock` is held.
+fn is_in_the_way(lock: &HeldLock, owner: LockOwner, wanted: &Wait) -> bool {
+    lock.owner != owner
         && lock.range.overlaps(&wanted.range)
         && (lock.kind == LockKind::Exclusive || wanted.kind == LockKind::Exclusive)
 }

@@ -4,7 +4,7 @@
 //! Keys are numbers in big-endian bytes, so that the order of the rows is the order of the numbers.
 
 use bytes::Bytes;
-use quorumfs_api::command::HeldLock;
+use quorumfs_api::command::{HeldLock, LockKind, Range};
 use quorumfs_api::event::Event;
 use quorumfs_api::key::Name;
 use quorumfs_api::outcome::Outcome;
@@ -52,6 +52,7 @@ pub(crate) struct NodeRow {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    pub atime: Timestamp,
     pub mtime: Timestamp,
     pub ctime: Timestamp,
     pub create_revision: Revision,
@@ -71,6 +72,7 @@ impl NodeRow {
             mode: self.mode,
             uid: self.uid,
             gid: self.gid,
+            atime: self.atime,
             mtime: self.mtime,
             ctime: self.ctime,
             create_revision: self.create_revision,
@@ -90,6 +92,14 @@ impl NodeRow {
 pub(crate) struct Entry {
     pub ino: Ino,
     pub kind: Kind,
+}
+
+/// A lock that somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Wait {
+    pub ino: Ino,
+    pub range: Range,
+    pub kind: LockKind,
 }
 
 /// A lease, and what its session remembers.
@@ -128,6 +138,9 @@ impl Row for Outcome {
 }
 impl Row for Vec<HeldLock> {
     const TABLE: Table = Table::Locks;
+}
+impl Row for Vec<Wait> {
+    const TABLE: Table = Table::Waits;
 }
 
 /// Writes a row.
@@ -179,7 +192,7 @@ pub(crate) fn number(number: u64) -> [u8; 8] {
     number.to_be_bytes()
 }
 
-/// Key of a row for a lease and an inode or a request number.
+/// Key of a row for a lease and an inode, a request number or a lock owner.
 pub(crate) fn pair(first: u64, second: u64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&first.to_be_bytes());

@@ -12,7 +12,7 @@ pub const EVENT_BYTES_MAX: usize = FRAME_MAX - (1 << 20);
 /// The numbers and lengths of a place, at their longest.
 const PLACE: usize = 24;
 /// The numbers, times and lengths of a record, at their longest.
-const RECORD: usize = 120;
+const RECORD: usize = 130;
 /// The numbers of a change beyond its places and records.
 const CHANGE: usize = 48;
 /// Both lengths of an extended attribute.

@@ -174,6 +174,7 @@ impl<'a, T: Tables + ?Sized> State<'a, T> {
             mode: new.owner.mode & MODE_BITS,
             uid: new.owner.uid,
             gid: new.owner.gid,
+            atime: self.proposal.time,
             mtime: self.proposal.time,
             ctime: self.proposal.time,
             create_revision: self.revision(),

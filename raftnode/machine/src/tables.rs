@@ -30,11 +30,13 @@ pub enum Table {
     Locks = 8,
     /// Lease and inode → nothing: where a lease holds locks.
     LeaseLocks = 9,
+    /// Lease and lock owner → the locks that it waits for.
+    Waits = 10,
 }
 
 impl Table {
     /// All tables in the order of their numbers.
-    pub const ALL: [Table; 10] = [
+    pub const ALL: [Table; 11] = [
         Table::Meta,
         Table::Nodes,
         Table::Values,
@@ -45,6 +47,7 @@ impl Table {
         Table::LeaseKeys,
         Table::Locks,
         Table::LeaseLocks,
+        Table::Waits,
     ];
 
     /// Its name in the database.
@@ -60,6 +63,7 @@ impl Table {
             Table::LeaseKeys => "lease_keys",
             Table::Locks => "locks",
             Table::LeaseLocks => "lease_locks",
+            Table::Waits => "waits",
         }
     }
 

@@ -1,7 +1,7 @@
-//! Commands that make and take away names: directories, symlinks, deletes.
+//! Commands that make and take away names: directories, symlinks, special files, deletes.
 
 use bytes::Bytes;
-use quorumfs_api::command::{At, Owner};
+use quorumfs_api::command::{At, Owner, Special};
 use quorumfs_api::event::Place;
 use quorumfs_api::key::Key;
 use quorumfs_api::limits::{DELETE_TREE_MAX, SYMLINK_MAX};
@@ -46,15 +46,25 @@ impl<T: Tables + ?Sized> State<'_, T> {
             let text = format!("a link to {} bytes; {SYMLINK_MAX} is the most", to.len());
             return Err(Refusal::NameTooLong(text).into());
         }
-        let spot = match self.locate(at, parents.then_some(owner))? {
+        let owner = Owner { mode: SYMLINK_MODE, ..owner };
+        self.make(at, parents, NewObject { kind: Kind::Symlink, value: to.clone(), ..NewObject::dir(owner) })
+    }
+
+    /// Makes a fifo, a socket or a device node.
+    pub fn mknod(&mut self, at: &At, special: Special, parents: bool, owner: Owner) -> Step {
+        let (kind, value) = (special.kind(), special.value());
+        self.make(at, parents, NewObject { kind, value, ..NewObject::dir(owner) })
+    }
+
+    /// Makes something at a name that has to be free.
+    fn make(&mut self, at: &At, parents: bool, new: NewObject) -> Step {
+        let spot = match self.locate(at, parents.then_some(new.owner))? {
             Located::Root => return Err(Refusal::Exists("/".to_string()).into()),
             Located::Spot(spot) => spot,
         };
         if spot.entry.is_some() {
             return Err(Refusal::Exists(spot.text()).into());
         }
-        let owner = Owner { mode: SYMLINK_MODE, ..owner };
-        let new = NewObject { kind: Kind::Symlink, value: to.clone(), ..NewObject::dir(owner) };
         let record = self.create(spot.place, new)?;
         Ok(Done::Written { ino: record.ino, created: true, version: record.version })
     }
@@ -73,7 +83,7 @@ impl<T: Tables + ?Sized> State<'_, T> {
         Ok(Done::Deleted(1))
     }
 
-    /// Takes away a file, a symlink or a whole tree. The root stays, empty.
+    /// Takes away whatever is no directory, or a whole tree. The root stays, empty.
     pub fn delete(&mut self, at: &At, recursive: bool) -> Step {
         let (key, entry, place) = match self.locate(at, None)? {
             Located::Root => (Key::root(), Entry { ino: Ino::ROOT, kind: Kind::Dir }, None),

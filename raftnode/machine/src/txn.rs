@@ -20,7 +20,7 @@ impl<T: Tables + ?Sized> State<'_, T> {
             return Err(Refusal::TooMany(text).into());
         }
         if then.iter().chain(otherwise).any(|command| !may_be_inside(command)) {
-            let text = "a transaction holds no leases and no transactions";
+            let text = "a transaction holds no leases, no transactions, and nothing that waits";
             return Err(Refusal::Invalid(text.to_string()).into());
         }
         let mut succeeded = true;
@@ -71,6 +71,7 @@ fn may_be_inside(command: &Command) -> bool {
             | Command::LeaseRevoke { .. }
             | Command::LeaseExpire { .. }
             | Command::Txn { .. }
+            | Command::Lock { wait: true, .. }
     )
 }
 

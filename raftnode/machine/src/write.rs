@@ -148,7 +148,7 @@ fn check_file(object: &Object) -> Step<()> {
     match object.row.kind {
         Kind::File => Ok(()),
         Kind::Dir => Err(Refusal::IsDirectory(object.text()).into()),
-        kind @ Kind::Symlink => Err(Refusal::NotFile(object.text(), kind).into()),
+        kind => Err(Refusal::NotFile(object.text(), kind).into()),
     }
 }
 

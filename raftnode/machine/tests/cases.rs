@@ -192,7 +192,10 @@ fn a_full_store_takes_only_what_makes_room() {
     let owner = LockOwner { session: lease, owner: 1 };
     let file = ino(&tables, "/file");
     let range = Range::WHOLE;
-    run(&mut tables, Command::Lock { ino: file, owner, range, kind: LockKind::Exclusive, pid: 1 });
+    run(
+        &mut tables,
+        Command::Lock { ino: file, owner, range, kind: LockKind::Exclusive, pid: 1, wait: false },
+    );
     let used = view::meta(&tables).unwrap().store_bytes;
     let mut full = |command: Command| {
         let limited = quorumfs_api::Proposal { store_max: used / 2, ..proposal(command) };
@@ -285,6 +288,7 @@ fn fencing_numbers_grow_and_locks_are_bounded() {
         range,
         kind,
         pid: 9,
+        wait: false,
     };
     let Done::Locked(first) =
         run(&mut tables, lock(a, Range::WHOLE, LockKind::Exclusive)).outcome.result.unwrap()
@@ -334,7 +338,14 @@ fn who_waits_for_a_lock_hears_that_the_file_is_gone() {
         let owner = LockOwner { session, owner: 1 };
         run(
             &mut tables,
-            Command::Lock { ino: file, owner, range: Range::WHOLE, kind: LockKind::Shared, pid: 1 },
+            Command::Lock {
+                ino: file,
+                owner,
+                range: Range::WHOLE,
+                kind: LockKind::Shared,
+                pid: 1,
+                wait: false,
+            },
         );
         let changes = run(&mut tables, command).event.unwrap().changes;
         assert_eq!(changes.last(), Some(&Change::Unlocked { ino: file }));
@@ -389,7 +400,10 @@ fn the_end_of_a_lease_is_one_revision() {
     run(&mut tables, rename("/services/b", "/services/c", RenameMode::Replace));
     let free = ino(&tables, "/dir/file");
     let owner = LockOwner { session: lease, owner: 1 };
-    run(&mut tables, Command::Lock { ino: free, owner, range: Range::WHOLE, kind: LockKind::Shared, pid: 1 });
+    run(
+        &mut tables,
+        Command::Lock { ino: free, owner, range: Range::WHOLE, kind: LockKind::Shared, pid: 1, wait: false },
+    );
     let info = view::lease(&tables, lease).unwrap().unwrap();
     assert_eq!(info.keys, [key("/file"), key("/services/a"), key("/services/c")]);
 

@@ -22,7 +22,10 @@ fn some() -> (MemTables, LeaseId) {
     run(&mut tables, put(key("/d/f"), "value"));
     let ino = view::resolve(&tables, &key("/d/f")).unwrap().unwrap();
     let owner = LockOwner { session, owner: 1 };
-    run(&mut tables, Command::Lock { ino, owner, range: Range::WHOLE, kind: LockKind::Shared, pid: 1 });
+    run(
+        &mut tables,
+        Command::Lock { ino, owner, range: Range::WHOLE, kind: LockKind::Shared, pid: 1, wait: false },
+    );
     apply(&mut tables, &asked(session, 1, 1, mkdir("/e"))).unwrap();
     (tables, session)
 }

@@ -102,6 +102,9 @@ fn locks_that_are_given_up_are_seen_by_all() {
     let session = grant(&mut tables);
     let ino = view::resolve(&tables, &key("/w/f")).unwrap().unwrap();
     let owner = LockOwner { session, owner: 1 };
-    run(&mut tables, Command::Lock { ino, owner, range: Range::WHOLE, kind: LockKind::Shared, pid: 1 });
+    run(
+        &mut tables,
+        Command::Lock { ino, owner, range: Range::WHOLE, kind: LockKind::Shared, pid: 1, wait: false },
+    );
     assert_eq!(seen(&mut tables, Command::LeaseRevoke { lease: session }, "/elsewhere"), "unlocked");
 }

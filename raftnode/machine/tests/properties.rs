@@ -128,6 +128,7 @@ impl History {
         }
         assert_eq!(count(Table::Locks), locked);
         assert_eq!(count(Table::LeaseLocks), sessions);
+        assert_eq!(count(Table::Waits), self.reference.locks.waiting());
         self.check_leases(&tree);
         self.check_events();
         self.check_replicas();
@@ -269,7 +270,7 @@ fn ranges_come_in_order_and_resume_anywhere() {
 fn random_histories_are_not_trivial() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let ops = proptest::collection::vec(op(), 3_000).new_tree(&mut runner).unwrap().current();
+    let ops = proptest::collection::vec(op(), 4_000).new_tree(&mut runner).unwrap().current();
     let mut counts = std::collections::BTreeMap::new();
     for ops in ops.chunks(60) {
         let history = history(ops);

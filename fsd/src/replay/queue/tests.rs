@@ -17,6 +17,7 @@ fn record(ino: u64) -> Record {
         mode: 0o644,
         uid: 0,
         gid: 0,
+        atime: Timestamp(0),
         mtime: Timestamp(0),
         ctime: Timestamp(0),
         create_revision: 1,

@@ -120,9 +120,32 @@ impl Session {
     /// Does `command` exactly once, however often it has to be sent. What the store refuses is in the
     /// outcome; an error says whether it may have been done, see [`ClientError::maybe_done`].
     pub async fn write(&self, command: Command, timeout: Duration) -> Result<Outcome, ClientError> {
+        self.write_fenced(None, command, timeout).await
+    }
+
+    /// As [`Session::write`], but only while the session is the one with this id: what a lock protects must not
+    /// be done after the lock is gone. The store itself refuses it once that session has ended.
+    pub async fn write_in(
+        &self,
+        session: LeaseId,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<Outcome, ClientError> {
+        self.write_fenced(Some(session), command, timeout).await
+    }
+
+    async fn write_fenced(
+        &self,
+        only: Option<LeaseId>,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<Outcome, ClientError> {
         let deadline = Instant::now() + timeout;
         loop {
             let generation = self.inner.wait_open(deadline).await?;
+            if let Some(id) = only.filter(|id| *id != generation.id) {
+                return Err(ClientError::SessionLost { id, maybe_done: false });
+            }
             let ticket = generation.begin(deadline, timeout).await?;
             let request = RequestId {
                 session: generation.id,

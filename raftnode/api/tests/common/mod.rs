@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use quorumfs_api::codec::{self, FrameKind};
 use quorumfs_api::command::{
-    AttrChange, HeldLock, LockKind, LockOwner, Range, Relation, RequestId, TimeChange, XattrMode,
+    AttrChange, HeldLock, LockKind, LockOwner, Range, Relation, RequestId, Special, TimeChange, XattrMode,
 };
+use quorumfs_api::record::Device;
 use quorumfs_api::wire::{
     Admin, Answer, Call, Consistency, Failure, Hello, LeaseInfo, Member, Node, Prefix, Reply, Request,
     Status, WatchFrame, WatchStart,
@@ -28,6 +29,7 @@ pub fn record() -> Record {
         mode: 0o640,
         uid: 1000,
         gid: 100,
+        atime: Timestamp(1_600_000_000_000_000_000),
         mtime: Timestamp(1_700_000_000_000_000_000),
         ctime: Timestamp(-1),
         create_revision: 7,
@@ -89,6 +91,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                     mode: Some(0o777),
                     uid: None,
                     gid: Some(4),
+                    atime: Some(TimeChange::Now),
                     mtime: Some(TimeChange::At(Timestamp(1))),
                 },
             },
@@ -110,6 +113,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                 range: Range::WHOLE,
                 kind: LockKind::Exclusive,
                 pid: 9,
+                wait: true,
             },
         ),
         ("unlock", Command::Unlock { ino: Ino(3), owner: lock, range: Range { start: 1, end: 2 } }),
@@ -131,7 +135,17 @@ fn commands() -> Vec<(&'static str, Command)> {
                 otherwise: vec![Command::Truncate { target: Ino(1).into(), size: 0 }],
             },
         ),
+        ("mknod-fifo", mknod(Special::Fifo)),
+        ("mknod-socket", mknod(Special::Socket)),
+        ("mknod-char", mknod(Special::CharDevice(Device { major: 1, minor: 300 }))),
+        ("mknod-block", mknod(Special::BlockDevice(Device { major: 8, minor: 0 }))),
+        ("cancel-wait", Command::CancelWait { ino: Ino(3), owner: lock }),
     ]
+}
+
+fn mknod(special: Special) -> Command {
+    let owner = Owner { mode: 0o600, uid: 1, gid: 2 };
+    Command::Mknod { at: key("/n").into(), special, parents: true, owner }
 }
 
 fn calls() -> Vec<(&'static str, Call)> {
@@ -187,6 +201,7 @@ fn answers() -> Vec<(&'static str, Result<Answer, Failure>)> {
         ("lease", written(Ok(Done::Lease { id: LeaseId(5), ttl_ms: 10_000 }))),
         ("locked", written(Ok(Done::Locked(11)))),
         ("txn-done", written(Ok(Done::Txn { succeeded: false, results: vec![Done::Ok] }))),
+        ("waiting", written(Ok(Done::Waiting(held())))),
         ("not-found", written(Err(Refusal::NotFound("/a".into())))),
         ("stale", written(Err(Refusal::Stale(Ino(3))))),
         ("exists", written(Err(Refusal::Exists("/a".into())))),
@@ -204,6 +219,7 @@ fn answers() -> Vec<(&'static str, Result<Answer, Failure>)> {
         ("refused-locked", written(Err(Refusal::Locked(held())))),
         ("too-many", written(Err(Refusal::TooMany("x".into())))),
         ("no-attribute", written(Err(Refusal::NoAttribute))),
+        ("deadlock", written(Err(Refusal::Deadlock(held())))),
         ("got", Ok(Answer::Got { revision: 12, record: Some(record()) })),
         ("range-answer", Ok(Answer::Range { revision: 12, items: vec![(key("/a"), record())], more: true })),
         ("barrier-answer", Ok(Answer::Barrier(12))),

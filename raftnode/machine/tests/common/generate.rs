@@ -6,10 +6,10 @@ use proptest::option;
 use proptest::prelude::*;
 use quorumfs_api::command::{
     At, AttrChange, Command, Compare, CreateMode, LeaseChange, LockKind, LockOwner, Owner, Proposal, Range,
-    Relation, RenameMode, RequestId, Target, TimeChange, XattrMode,
+    Relation, RenameMode, RequestId, Special, Target, TimeChange, XattrMode,
 };
 use quorumfs_api::key::{Key, Name};
-use quorumfs_api::record::{Ino, Kind, LeaseId, Timestamp};
+use quorumfs_api::record::{Device, Ino, Kind, LeaseId, Timestamp};
 
 use super::reference_locks::BYTES;
 
@@ -104,9 +104,15 @@ fn lock_owner() -> impl Strategy<Value = LockOwner> {
 }
 
 fn attr() -> impl Strategy<Value = AttrChange> {
-    let mtime = prop_oneof![Just(TimeChange::Now), (-5..5i64).prop_map(|t| TimeChange::At(Timestamp(t)))];
-    (option::of(any::<u32>()), option::of(0..3u32), option::of(0..3u32), option::of(mtime))
-        .prop_map(|(mode, uid, gid, mtime)| AttrChange { mode, uid, gid, mtime })
+    let time = || prop_oneof![Just(TimeChange::Now), (-5..5i64).prop_map(|t| TimeChange::At(Timestamp(t)))];
+    (
+        option::of(any::<u32>()),
+        option::of(0..3u32),
+        option::of(0..3u32),
+        option::of(time()),
+        option::of(time()),
+    )
+        .prop_map(|(mode, uid, gid, atime, mtime)| AttrChange { mode, uid, gid, atime, mtime })
 }
 
 fn compare() -> impl Strategy<Value = Compare> {
@@ -129,8 +135,8 @@ fn compare() -> impl Strategy<Value = Compare> {
     ]
 }
 
-/// Commands that a transaction may hold.
-fn plain() -> impl Strategy<Value = Command> {
+/// Commands that a transaction may hold; of the locks, this part waits.
+fn plain(wait: f64) -> impl Strategy<Value = Command> {
     let lease = prop_oneof![
         4 => Just(LeaseChange::Keep),
         4 => pick().prop_map(LeaseChange::Bind),
@@ -148,6 +154,13 @@ fn plain() -> impl Strategy<Value = Command> {
     ];
     let xattr_mode = prop_oneof![Just(XattrMode::Set), Just(XattrMode::Create), Just(XattrMode::Replace)];
     let kind = prop_oneof![Just(LockKind::Shared), Just(LockKind::Exclusive)];
+    // Inside of a transaction one that waits refuses the whole.
+    let wait = prop::bool::weighted(wait);
+    let special = prop_oneof![
+        Just(Special::Fifo),
+        Just(Special::Socket),
+        Just(Special::BlockDevice(Device { major: 8, minor: 1 }))
+    ];
     prop_oneof![
         14 => (target(), value(), create(), parents(), owner(), lease).prop_map(
             |(target, value, create, parents, owner, lease)| Command::Put {
@@ -163,7 +176,7 @@ fn plain() -> impl Strategy<Value = Command> {
             |(at, parents, owner)| Command::Mkdir { at, parents, owner }
         ),
         3 => at().prop_map(|at| Command::Rmdir { at }),
-        12 => (at(), at(), mode()).prop_map(|(from, to, mode)| Command::Rename { from, to, mode }),
+        16 => (at(), at(), mode()).prop_map(|(from, to, mode)| Command::Rename { from, to, mode }),
         3 => (at(), value(), parents(), owner()).prop_map(
             |(at, to, parents, owner)| Command::Symlink { at, to, parents, owner }
         ),
@@ -173,8 +186,12 @@ fn plain() -> impl Strategy<Value = Command> {
                 target, name: Bytes::from_static(name.as_bytes()), value, mode
             }
         ),
-        6 => (ino(), lock_owner(), range(), kind, 0..3u32).prop_map(
-            |(ino, owner, range, kind, pid)| Command::Lock { ino, owner, range, kind, pid }
+        9 => (ino(), lock_owner(), range(), kind, 0..3u32, wait).prop_map(
+            |(ino, owner, range, kind, pid, wait)| Command::Lock { ino, owner, range, kind, pid, wait }
+        ),
+        1 => (ino(), lock_owner()).prop_map(|(ino, owner)| Command::CancelWait { ino, owner }),
+        2 => (at(), special, parents(), owner()).prop_map(
+            |(at, special, parents, owner)| Command::Mknod { at, special, parents, owner }
         ),
         3 => (ino(), lock_owner(), range()).prop_map(
             |(ino, owner, range)| Command::Unlock { ino, owner, range }
@@ -184,11 +201,11 @@ fn plain() -> impl Strategy<Value = Command> {
 
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
-        60 => plain(),
+        60 => plain(0.6),
         2 => (0..2_000u64).prop_map(|ttl_ms| Command::LeaseGrant { ttl_ms }),
         1 => pick().prop_map(|lease| Command::LeaseRevoke { lease }),
         1 => vec(pick(), 0..3).prop_map(|leases| Command::LeaseExpire { leases }),
-        6 => (vec(compare(), 0..2), vec(plain(), 0..4), vec(plain(), 0..3)).prop_map(
+        6 => (vec(compare(), 0..2), vec(plain(0.02), 0..4), vec(plain(0.02), 0..3)).prop_map(
             |(compare, then, otherwise)| Command::Txn { compare, then, otherwise }
         ),
     ]
@@ -273,7 +290,9 @@ impl Stamper {
             Command::Put { lease: LeaseChange::Bind(lease), .. } | Command::LeaseRevoke { lease } => {
                 *lease = self.lease(*lease);
             }
-            Command::Lock { owner, .. } | Command::Unlock { owner, .. } => {
+            Command::Lock { owner, .. }
+            | Command::Unlock { owner, .. }
+            | Command::CancelWait { owner, .. } => {
                 owner.session = self.lease(owner.session);
             }
             Command::LeaseExpire { leases } => leases.iter_mut().for_each(|l| *l = self.lease(*l)),

@@ -72,6 +72,7 @@ impl Reference {
             mode: 0o755,
             uid: 0,
             gid: 0,
+            atime: Timestamp(0),
             mtime: Timestamp(0),
             ctime: Timestamp(0),
             create_revision: 0,
@@ -238,10 +239,12 @@ impl Reference {
                 }
                 record.uid = set.uid.unwrap_or(record.uid);
                 record.gid = set.gid.unwrap_or(record.gid);
-                match set.mtime {
-                    Some(TimeChange::Now) => record.mtime = p.time,
-                    Some(TimeChange::At(time)) => record.mtime = time,
-                    None => {}
+                for (change, time) in [(set.atime, &mut record.atime), (set.mtime, &mut record.mtime)] {
+                    match change {
+                        Some(TimeChange::Now) => *time = p.time,
+                        Some(TimeChange::At(at)) => *time = at,
+                        None => {}
+                    }
                 }
                 Ok(Done::Ok)
             }
@@ -262,7 +265,18 @@ impl Reference {
                 self.stamp(p, &path).xattrs = xattrs.into_iter().collect();
                 Ok(Done::Ok)
             }
-            Command::Lock { ino, owner, range, kind, pid } => {
+            Command::Mknod { at, special, parents, owner } => {
+                let path = self.locate(p, &at, parents.then_some(owner))?;
+                if self.objects.contains_key(&path) {
+                    return exists();
+                }
+                self.create(p, path, special.kind(), special.value(), owner, LeaseChange::Keep)
+            }
+            Command::CancelWait { ino, owner } => {
+                self.changed |= self.locks.stop_waiting(owner, |of, _, _| of == ino);
+                Ok(Done::Ok)
+            }
+            Command::Lock { ino, owner, range, kind, pid, wait } => {
                 if range.start > range.end {
                     return invalid();
                 }
@@ -271,8 +285,16 @@ impl Reference {
                     return Err(Refusal::NoLease(owner.session));
                 }
                 if let Some(lock) = self.locks.conflict(ino, owner, range, kind) {
-                    return Err(Refusal::Locked(lock));
+                    if !wait {
+                        return Err(Refusal::Locked(lock));
+                    }
+                    if self.locks.would_wait_for_ever(ino, owner, range, kind) {
+                        return Err(Refusal::Deadlock(lock));
+                    }
+                    self.changed |= self.locks.wait(ino, owner, range, kind);
+                    return Ok(Done::Waiting(lock));
                 }
+                self.locks.stop_waiting(owner, |of, at, how| (of, at, how) == (ino, range, kind));
                 self.locks.lock(ino, owner, range, kind, pid, self.revision + 1);
                 self.changed = true;
                 Ok(Done::Locked(self.revision + 1))
@@ -302,6 +324,10 @@ impl Reference {
                 Ok(Done::Ok)
             }
             Command::Txn { compare, then, otherwise } => {
+                let waits = |c: &Command| matches!(c, Command::Lock { wait: true, .. });
+                if then.iter().chain(&otherwise).any(waits) {
+                    return invalid();
+                }
                 let succeeded = compare.iter().all(|c| self.holds(c));
                 let branch = if succeeded { then } else { otherwise };
                 let results = branch.iter().map(|c| self.run(p, c)).collect::<Run<_>>()?;
@@ -389,7 +415,7 @@ impl Reference {
         match self.objects[path].kind {
             Kind::File => Ok(()),
             Kind::Dir => Err(Refusal::IsDirectory(String::new())),
-            Kind::Symlink => Err(Refusal::NotFile(String::new(), Kind::Symlink)),
+            kind => Err(Refusal::NotFile(String::new(), kind)),
         }
     }
 
@@ -442,6 +468,7 @@ impl Reference {
             mode: owner.mode & 0o7777,
             uid: owner.uid,
             gid: owner.gid,
+            atime: p.time,
             mtime: p.time,
             ctime: p.time,
             create_revision: self.revision + 1,
@@ -547,7 +574,7 @@ impl Reference {
         for path in bound {
             self.remove(p, &path);
         }
-        self.locks.forget(|_, session| session == lease);
+        self.locks.end(lease);
         self.changed = true;
         true
     }

@@ -109,6 +109,7 @@ async fn work(shared: Arc<Shared>, files: Vec<Ino>, histories: Histories, worker
             range: Range::WHOLE,
             kind: LockKind::Exclusive,
             pid: worker as u32,
+            wait: false,
         };
         let written = write(&shared, NAME, &session, command).await;
         match written.fate {
