@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use quorumfs_api::key::Name;
@@ -103,8 +104,11 @@ pub struct Writer {
     pub pid: u32,
     /// Somebody wrote who may not keep the set-user-id and set-group-id bits of a file.
     pub strips: bool,
-    /// Counts writes, so that one that comes while others are being published is not taken for them.
+    /// Number of the last change, counted over all files: one that comes while others are being published is not
+    /// taken for them, and of two handles it is known which was written to last.
     pub edits: u64,
+    /// When that was.
+    pub edited: SystemTime,
     /// Held while the handle is being published: duplicates may be closed at the same time.
     pub gate: Arc<tokio::sync::Mutex<()>>,
 }
@@ -154,8 +158,7 @@ impl Writer {
 
     /// Writes at an offset, or at the end. `base` is the published content.
     pub fn write(&mut self, offset: u64, data: &[u8], base: &Bytes) {
-        self.edits += 1;
-        self.dirty = true;
+        self.edit();
         self.emptied = false;
         self.flushed = false;
         self.failed = false;
@@ -175,10 +178,17 @@ impl Writer {
         whole[start..start + data.len()].copy_from_slice(data);
     }
 
+    /// Something is about to be changed.
+    fn edit(&mut self) {
+        static EDITS: AtomicU64 = AtomicU64::new(0);
+        self.edits = EDITS.fetch_add(1, Ordering::Relaxed) + 1;
+        self.edited = SystemTime::now();
+        self.dirty = true;
+    }
+
     /// Fills a range within it with NULs.
     pub fn clear(&mut self, range: std::ops::Range<usize>, base: &Bytes) {
-        self.edits += 1;
-        self.dirty = true;
+        self.edit();
         self.emptied = false;
         self.failed = false;
         self.whole(base)[range].fill(0);
@@ -186,8 +196,7 @@ impl Writer {
 
     /// Cuts it, or fills it up with NULs.
     pub fn resize(&mut self, size: usize, base: &Bytes) {
-        self.edits += 1;
-        self.dirty = true;
+        self.edit();
         self.emptied = false;
         self.failed = false;
         self.whole(base).resize(size, 0);

@@ -1,7 +1,7 @@
 //! Open, create, read, write, flush, fsync, release.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use quorumfs_api::command::{Command, CreateMode, LeaseChange, Target};
@@ -23,6 +23,9 @@ const BUSY: Duration = Duration::from_secs(2);
 const CACHED_MAX: usize = 4096;
 /// How long an open waits for a release that must be on its way, because the last flush was seen.
 const RELEASE_WAIT: Duration = Duration::from_millis(20);
+/// How long `stat` of a directory waits for a file that was closed in it and is being published, so that it shows
+/// the directory's new times. Without a quorum it goes on with the old ones.
+const NEW_NAME_WAIT: Duration = Duration::from_secs(1);
 /// While the leader is known to be away, it is looked for only so long.
 const PROBE_AGAIN: Duration = Duration::from_millis(300);
 
@@ -129,6 +132,7 @@ impl Fs {
             pid: caller.pid,
             strips: false,
             edits: 0,
+            edited: SystemTime::now(),
             gate: Arc::default(),
         };
         Ok(Opened::writer(state.handles.add(Handle::Writer(writer))))
@@ -177,7 +181,9 @@ impl Fs {
                 return Ok((entry, opened));
             }
             let owner = self.owner(state, dir, caller, mode, Kind::File);
-            if !exclusive && !self.core.rules.sync && flags & (libc::O_SYNC | libc::O_DSYNC) == 0 {
+            let sync = self.core.rules.sync || flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+            // What cannot be written through this handle is as it will be.
+            if !exclusive && !sync && is_for_writing(flags) {
                 let now = Self::now();
                 let node = state.kernel.make_private(at, |ino| Record {
                     ino,
@@ -395,13 +401,28 @@ impl Fs {
         }
     }
 
-    /// How long is to be waited for what is on its way, if anything is.
+    /// How long is to be waited for what is on its way, if anything is: for a file, its own release; for a
+    /// directory, those of the files that appear in it.
     fn unsettled(&self, node: NodeId) -> Option<Duration> {
         let state = self.core.state.lock();
         if state.settling.contains_key(&node) {
             return Some(self.core.rules.write_timeout);
         }
-        let coming = state.handles.writers(node).any(|(_, w)| w.flushed && w.emptied && !w.failed);
+        let is_coming = |node| {
+            let is_new = state.kernel.private(node).is_some();
+            state.handles.writers(node).any(|(_, w)| w.flushed && (w.emptied || is_new) && !w.failed)
+        };
+        if is_coming(node) {
+            return Some(RELEASE_WAIT);
+        }
+        let dir = state.kernel.ino(node)?;
+        let mut coming = false;
+        for (_, node) in state.kernel.privates_in(dir) {
+            if state.settling.contains_key(&node) {
+                return Some(self.core.rules.write_timeout.min(NEW_NAME_WAIT));
+            }
+            coming |= is_coming(node);
+        }
         coming.then_some(RELEASE_WAIT)
     }
 

@@ -108,9 +108,12 @@ impl Fs {
         let mine = state.handles.writers(node).filter(|(number, writer)| {
             writer.is_pending() && fh.map_or(writer.pid == caller.pid, |fh| *number == fh)
         });
-        // Whoever writes sees the length of what was written.
+        // Whoever writes sees the length of what was written, and when.
         if let Some((_, writer)) = mine.max_by_key(|(_, writer)| writer.edits) {
             attr.size = writer.len(base) as u64;
+            if writer.dirty {
+                (attr.mtime, attr.ctime) = (writer.edited, writer.edited);
+            }
         }
         let lasting = node == Ino::ROOT.0 || state.kernel.resolve(node, &state.mirror) != Object::Orphan;
         let ttl = if lasting { self.attr_ttl(state, node) } else { Duration::ZERO };
