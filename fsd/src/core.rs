@@ -360,20 +360,25 @@ impl Core {
         }
     }
 
-    /// Follows the sessions: with a new one, what was locked in those before is lost. Ends with the store.
+    /// This is the session from here on: what was locked in those before is lost.
+    pub fn enter_session(&self, now: LeaseId) {
+        let lost = self.state.lock().locked.change_session(now);
+        if lost > 0 {
+            tracing::warn!(
+                lost,
+                "the cluster did not hear of this host in time: locks of its programs are gone, and others may \
+                 hold them; what is written through their descriptors is refused until they unlock"
+            );
+        }
+    }
+
+    /// Follows the sessions. Ends with the store.
     pub async fn follow_sessions(self: Arc<Core>) {
         let mut sessions = self.store.sessions();
         loop {
             let now = *sessions.borrow_and_update();
             if let Some(now) = now {
-                let lost = self.state.lock().locked.change_session(now);
-                if lost > 0 {
-                    tracing::warn!(
-                        lost,
-                        "the cluster did not hear of this host in time: locks of its programs are gone, and others \
-                         may hold them; what is written through their descriptors is refused until they unlock"
-                    );
-                }
+                self.enter_session(now);
                 // Whoever waits does so in the new session.
                 self.unlocked.send_modify(|rounds| *rounds += 1);
             }

@@ -83,11 +83,11 @@ fn file_type(kind: Kind) -> FileType {
 
 /// A device's number as FUSE has it: the low byte of the minor, twelve bits of the major, the rest of the minor.
 fn rdev(device: Device) -> u32 {
-    device.minor & 0xff | (device.major & 0xfff) << 8 | (device.minor & !0xff) << 12
+    (device.minor & 0xff) | ((device.major & 0xfff) << 8) | ((device.minor & !0xff) << 12)
 }
 
 fn device(rdev: u32) -> Device {
-    Device { major: rdev >> 8 & 0xfff, minor: rdev & 0xff | rdev >> 12 & 0xf_ff00 }
+    Device { major: (rdev >> 8) & 0xfff, minor: (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00) }
 }
 
 fn file_attr(attr: &Attr) -> FileAttr {

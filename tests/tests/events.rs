@@ -5,16 +5,16 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::time::Duration;
 
 use quorumfs_tests::cleanup::Scratch;
 use quorumfs_tests::inotify::{self, Inotify};
 use quorumfs_tests::pair::{PROPAGATION, pair};
-use quorumfs_tests::{eventually, guard, tree};
+use quorumfs_tests::{eventually, guard, tree, until};
 use rustix::fs::inotify::ReadFlags;
-use rustix::fs::{CWD, RenameFlags, XattrFlags, renameat_with, setxattr};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags, makedev, mknodat, renameat_with, setxattr};
 
 /// Something that is done in a directory.
 type Action<'a> = &'a dyn Fn(&Path);
@@ -165,6 +165,42 @@ fn mkdir_and_symlink() {
     };
     Row { prepare: &|_| (), watch: &[], remote: &action, local: &action, wanted: "CREATE,ISDIR d; CREATE l" }
         .check("mkdir-symlink");
+}
+
+/// Fifos, sockets and devices come and go as everything else does, and are the same thing on every host.
+#[test]
+fn special_files() {
+    let _guard = guard(60);
+    let (null, mode) = (makedev(1, 3), Mode::from_raw_mode(0o640));
+    let action = |d: &Path| {
+        mknodat(CWD, d.join("fifo"), FileType::Fifo, mode, 0).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(d.join("socket")).unwrap());
+        // Devices are root's to make, and the replayer makes what it shows.
+        if rustix::process::geteuid().is_root() {
+            mknodat(CWD, d.join("null"), FileType::CharacterDevice, mode, null).unwrap();
+            fs::remove_file(d.join("null")).unwrap();
+        }
+        fs::rename(d.join("fifo"), d.join("pipe")).unwrap();
+    };
+    let root = "CREATE fifo; CREATE socket; CREATE null; DELETE null; MOVED_FROM fifo; MOVED_TO pipe";
+    let user = "CREATE fifo; CREATE socket; MOVED_FROM fifo; MOVED_TO pipe";
+    let wanted = if rustix::process::geteuid().is_root() { root } else { user };
+    Row { prepare: &|_| (), watch: &[], remote: &action, local: &action, wanted }.check("special");
+
+    let place = pair().place("devices");
+    let made = [FileType::CharacterDevice, FileType::BlockDevice].map(|kind| {
+        let device = makedev(259, 70_000);
+        mknodat(CWD, place.a.join("node"), kind, mode, device).unwrap();
+        eventually("B shows the device", PROPAGATION, || fs::symlink_metadata(place.b.join("node")));
+        let (a, b) = (place.a.join("node"), place.b.join("node"));
+        let seen = [a, b].map(|path| fs::symlink_metadata(path).unwrap());
+        fs::remove_file(place.a.join("node")).unwrap();
+        until("it is gone on B", PROPAGATION, || !place.b.join("node").exists());
+        seen.map(|meta| (meta.rdev() == device, meta.mode()))
+    });
+    let mode = mode.as_raw_mode();
+    let wanted = [libc::S_IFCHR | mode, libc::S_IFBLK | mode].map(|mode| [(true, mode); 2]);
+    assert_eq!(made, wanted);
 }
 
 #[test]

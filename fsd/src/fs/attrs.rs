@@ -128,6 +128,9 @@ impl Fs {
             if size > state.value_limit() {
                 return Err(Errno::EFBIG);
             }
+            if let Some(fh) = fh {
+                state.locked.fence(fh)?;
+            }
             let base = state.published(node).unwrap_or_default();
             match fh.and_then(|fh| state.handles.writer(fh)) {
                 Some(writer) => {

@@ -133,9 +133,10 @@ impl Fs {
         let mut waiter = Waiter::new(caller.pid);
         loop {
             rounds.borrow_and_update();
-            // A lock that is lost is no ground to build another on.
-            self.core.state.lock().locked.fence(wanted.fh)?;
             let owner = self.lock_owner(request.owner)?;
+            // A lock that is lost is no ground to build another on.
+            self.core.enter_session(owner.session);
+            self.core.state.lock().locked.fence(wanted.fh)?;
             let lock = Command::Lock {
                 ino,
                 owner,
