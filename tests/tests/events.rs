@@ -182,8 +182,8 @@ fn special_files() {
         }
         fs::rename(d.join("fifo"), d.join("pipe")).unwrap();
     };
-    let root = "CREATE fifo; CREATE socket; CREATE null; DELETE null; MOVED_FROM fifo; MOVED_TO pipe";
-    let user = "CREATE fifo; CREATE socket; MOVED_FROM fifo; MOVED_TO pipe";
+    let root = "CREATE fifo; CREATE socket; CREATE null; DELETE null; MOVED_FROM fifo #1; MOVED_TO pipe #1";
+    let user = "CREATE fifo; CREATE socket; MOVED_FROM fifo #1; MOVED_TO pipe #1";
     let wanted = if rustix::process::geteuid().is_root() { root } else { user };
     Row { prepare: &|_| (), watch: &[], remote: &action, local: &action, wanted }.check("special");
 
