@@ -90,6 +90,11 @@ impl Locked {
         before - self.taken.len()
     }
 
+    /// How many owners have locks, each file counted by itself.
+    pub fn len(&self) -> usize {
+        self.taken.len()
+    }
+
     /// Whether nothing is locked.
     pub fn is_empty(&self) -> bool {
         self.taken.is_empty()

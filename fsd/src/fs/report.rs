@@ -190,7 +190,7 @@ impl Fs {
         {
             let state = self.core.state.lock();
             report.replay = Replay { waiting: state.queue.len() as u64, done: state.replayed };
-            report.open = Open { handles: state.handles.len() as u64, locks: state.locks.len() as u64 };
+            report.open = Open { handles: state.handles.len() as u64, locks: state.locked.len() as u64 };
             // All but the directory that is mounted.
             report.mirror.keys = (state.mirror.len() as u64).saturating_sub(1);
         }

@@ -129,11 +129,13 @@ pub fn attr(node: NodeId, now: std::time::SystemTime, shown: &Overrides) -> Opti
         node,
         kind,
         size: 0,
+        atime: now,
         mtime: now,
         ctime: now,
         mode: mode & !shown.umask.unwrap_or(0),
         nlink,
         uid: shown.uid.unwrap_or(0),
         gid: shown.gid.unwrap_or(0),
+        device: None,
     })
 }
