@@ -269,7 +269,7 @@ const ROWS: &[Row] = &[
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
         Box::new(move || Ok(rustix::fs::flock(file, FlockOperation::Unlock)?))
     }),
-    row("`link`, `mknod` of a device or fifo", Does::Never, Does::Never, |dir| {
+    row("`link`", Does::Never, Does::Never, |dir| {
         let path = file(&dir);
         Box::new(move || fs::hard_link(path, dir.join("hard")))
     }),
