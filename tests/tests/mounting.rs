@@ -305,16 +305,14 @@ fn a_waiter_that_the_daemon_cannot_see_can_be_interrupted() {
     let begun = Instant::now();
     let output = run(flock(&["-s", "TERM", "1"]), SHOWN);
     assert_eq!(output.status.code(), Some(124), "{} after {:?}", describe(&output), begun.elapsed());
-    // Nor is one that has no signal sent away before it has the lock.
+    // One that waits gets the lock when it is free; after a few seconds it would be sent away, and asks again.
     let waiter = process::spawn(flock(&["60"]), SIGKILL).unwrap();
-    let mut status = String::new();
-    until("it waits", SHOWN, || {
-        status = fs::read_to_string(b.join(".quorumfs/status")).unwrap_or_default();
-        !children(waiter.id()).is_empty()
-    });
+    until("it waits", SHOWN, || !children(waiter.id()).is_empty());
     drop(held);
     let output = waiter.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", describe(&output));
+    if !output.status.success() {
+        succeed(&run(flock(&["60"]), SHOWN));
+    }
     process::signal(container.id(), SIGKILL);
     let _ = container.wait();
 }
