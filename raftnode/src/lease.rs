@@ -5,21 +5,17 @@
 //! whole time. That may let a lease live longer, never shorter.
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::metrics::RaftServerMetrics;
 use parking_lot::Mutex;
 use quorumfs_api::bug::{Bug, planted};
-use quorumfs_api::command::Command;
 use quorumfs_api::record::LeaseId;
-use quorumfs_machine::view;
-use quorumfs_store::TypeConfig;
+use quorumfs_api::wire::{Failure, LeaseInfo};
+use quorumfs_machine::StorageError;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-
-use crate::progress::{self, Published};
-use crate::service::{Context, write_as_leader};
 
 /// Leases that one proposal ends.
 const BATCH: usize = 256;
@@ -31,7 +27,31 @@ const RECONCILE: Duration = Duration::from_secs(5);
 /// How long one proposal, or one confirmation of leadership, may take before it is tried anew.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Who ends leases, in the events.
-const AUTHOR: &str = "lease";
+pub const AUTHOR: &str = "lease";
+
+/// The node has stopped, or is about to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the node has stopped")]
+pub struct Stopped;
+
+/// What counting needs of the node around it.
+pub trait Host: Send + Sync + 'static {
+    /// Waits until the node leads (`true`), or no longer does.
+    fn until_leading(&self, leads: bool) -> impl Future<Output = Result<(), Stopped>> + Send;
+
+    /// Waits until all that earlier leaders committed is applied here, as a quorum confirms; gives up
+    /// at `until`.
+    fn take_over(&self, until: Instant) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// The leases that are there now.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn leases(&self) -> Result<Vec<LeaseInfo>, StorageError>;
+
+    /// Proposes the end of these leases, and waits until it is done.
+    fn expire(&self, leases: Vec<LeaseId>) -> impl Future<Output = Result<(), Failure>> + Send;
+}
 
 /// What came of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,37 +178,23 @@ impl Leases {
     }
 
     /// Counts while this node leads; ends when it stops.
-    pub async fn run(&self, context: Arc<Context>) {
-        let mut metrics = context.raft.server_metrics();
-        loop {
-            let leads = progress::now(&metrics).state.is_leader();
-            if leads {
-                tokio::select! {
-                    () = self.count(&context) => {}
-                    () = lost(&mut metrics) => {}
-                    () = context.stop.raised() => {}
-                }
-                self.table.lock().clear();
+    pub async fn run(&self, host: Arc<impl Host>) {
+        while host.until_leading(true).await.is_ok() {
+            tokio::select! {
+                biased;
+                // Why it ends shows when it is to lead again.
+                _ = host.until_leading(false) => {}
+                () = self.count(&*host) => {}
             }
-            if context.stop.is_raised() {
-                return;
-            }
-            if !leads {
-                tokio::select! {
-                    led = progress::wait_for(&mut metrics, |now| now.state.is_leader()) => if led.is_err() { return },
-                    () = context.stop.raised() => return,
-                }
-            }
+            self.table.lock().clear();
         }
     }
 
     /// Takes the leases over, and ends those whose time is up, for ever.
-    async fn count(&self, context: &Arc<Context>) {
-        // What earlier leaders committed is applied here once a quorum has confirmed this one.
-        while context.linear.read(Instant::now() + PATIENCE).await.is_err() {
+    async fn count(&self, host: &impl Host) {
+        while host.take_over(Instant::now() + PATIENCE).await.is_err() {
             tokio::time::sleep(RETRY).await;
         }
-        self.saw_last_event(context);
         self.table.lock().leads = true;
         let mut reconcile = tokio::time::interval(RECONCILE);
         loop {
@@ -200,25 +206,16 @@ impl Leases {
                 }
             };
             tokio::select! {
-                () = sleep => self.end_due(context).await,
+                biased;
+                _ = reconcile.tick() => self.reconcile(host),
                 () = self.changed.notified() => {}
-                _ = reconcile.tick() => self.reconcile(context),
+                () = sleep => self.end_due(host).await,
             }
         }
     }
 
-    /// The times of this leader are later than those of the one before, whatever the clocks say.
-    fn saw_last_event(&self, context: &Context) {
-        let revision = context.state.applied().borrow().revision;
-        if let Ok(events) = context.state.events_after(revision.saturating_sub(1), 1)
-            && let Some(event) = events.last()
-        {
-            context.clock.saw(event.time);
-        }
-    }
-
-    fn reconcile(&self, context: &Context) {
-        let found = match context.state.read(|tables| view::leases(tables)) {
+    fn reconcile(&self, host: &impl Host) {
+        let found = match host.leases() {
             Ok(found) => found,
             Err(error) => return tracing::error!("leases cannot be read: {error}"),
         };
@@ -234,17 +231,14 @@ impl Leases {
         }
     }
 
-    async fn end_due(&self, context: &Arc<Context>) {
+    async fn end_due(&self, host: &impl Host) {
         let due = self.table.lock().take_due(Instant::now());
         if due.is_empty() {
             return;
         }
-        let command = Command::LeaseExpire { leases: due.clone() };
-        let proposed = tokio::time::timeout(PATIENCE, write_as_leader(context, AUTHOR, command)).await;
-        match proposed {
-            Ok(Ok(_)) => {
+        match tokio::time::timeout(PATIENCE, host.expire(due.clone())).await {
+            Ok(Ok(())) => {
                 tracing::info!("{} lease(s) ended: not renewed in time", due.len());
-                context.metrics.leases_expired.increment(due.len() as u64);
                 let mut table = self.table.lock();
                 due.iter().for_each(|id| table.remove(*id));
                 table.complained = false;
@@ -265,12 +259,6 @@ impl Leases {
             }
         }
     }
-}
-
-/// Waits until this node no longer leads.
-async fn lost(metrics: &mut Published<RaftServerMetrics<TypeConfig>>) {
-    // An error means that Raft has ended, and then it leads no more either.
-    let _ = progress::wait_for(metrics, |now| !now.state.is_leader()).await;
 }
 
 #[cfg(test)]

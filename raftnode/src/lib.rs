@@ -7,7 +7,8 @@
 //!                       network (Links) <- openraft
 //! ```
 //!
-//! [`Node`] is the way in: [`Node::init`] makes a cluster, [`Node::start`] runs a member.
+//! [`Node`] is the way in: [`Node::init`] makes a cluster, [`Node::start`] runs a member. The counting
+//! of leases and the settings of consensus are open to the simulation in `tests/sim`.
 
 mod bounds;
 mod clock;
@@ -15,7 +16,7 @@ pub mod config;
 mod endpoint;
 mod http;
 mod join;
-mod lease;
+pub mod lease;
 mod listener;
 mod metrics;
 mod network;
@@ -27,4 +28,4 @@ mod stop;
 mod watch;
 
 pub use config::{Config, ConfigError};
-pub use node::{Node, NodeError};
+pub use node::{Node, NodeError, raft_config};

@@ -108,7 +108,11 @@ pub struct Node {
     metrics_addr: Option<SocketAddr>,
 }
 
-fn raft_config(config: &Config) -> Result<Arc<openraft::Config>, NodeError> {
+/// The settings of consensus.
+///
+/// # Errors
+/// When openraft does not take the time-outs.
+pub fn raft_config(config: &Config) -> Result<Arc<openraft::Config>, NodeError> {
     let ms = |time: Duration| time.as_millis() as u64;
     let raft = openraft::Config {
         cluster_name: "quorumfs".into(),

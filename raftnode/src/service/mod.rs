@@ -4,6 +4,7 @@ mod admin;
 mod calls;
 pub mod failures;
 pub mod info;
+mod leases;
 pub mod linear;
 mod read;
 mod write;
@@ -16,9 +17,7 @@ use std::time::Duration;
 
 use certs::Identity;
 use quorumfs_api::codec::{self, DecodeError, FrameKind};
-use quorumfs_api::command::Command;
-use quorumfs_api::outcome::Outcome;
-use quorumfs_api::wire::{Failure, Hello};
+use quorumfs_api::wire::Hello;
 use quorumfs_store::{Raft, State};
 
 use crate::bounds::Bounds;
@@ -34,15 +33,6 @@ use crate::watch;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams for calls that one connection may have; each has buffers of its own, and one is enough.
 const CALL_STREAMS: usize = 4;
-
-/// Proposes a command of the node's own.
-pub(crate) async fn write_as_leader(
-    context: &Context,
-    author: &str,
-    command: Command,
-) -> Result<Outcome, Failure> {
-    write::propose(context, author, None, command).await
-}
 
 /// All that is needed to answer a client.
 pub struct Context {

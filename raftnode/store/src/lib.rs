@@ -26,9 +26,9 @@ mod types;
 
 pub use dir::Identity;
 pub use error::OpenError;
-pub use log::{Batch, LogBackend, LogReader, LogStart, LogStore, Op, RedbLog};
+pub use log::{Batch, LogBackend, LogConfig, LogReader, LogStart, LogStore, Op, RedbLog};
 pub use machine::{SnapshotBuilder, StateMachine};
-pub use snapshot::{Receiving, SnapshotError, SnapshotFile, Snapshots};
+pub use snapshot::{Receiving, Row, SnapshotError, SnapshotFile, Snapshots, read_snapshot, write_snapshot};
 pub use state::{AppliedAt, Behind, EventsError, SnapshotView, State, View};
 pub use store::{OpenDatabase, Options, Store, StoreGuard};
 pub use types::{

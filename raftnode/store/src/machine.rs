@@ -80,7 +80,7 @@ fn restore(
     base::make_tables(&database)?;
     let mut pending: Vec<Row> = Vec::new();
     let mut bytes = 0;
-    let meta = snapshot::read(file.reader()?, |rows| {
+    let meta = snapshot::read_snapshot(file.reader()?, |rows| {
         bytes += rows.iter().map(|(_, key, value)| key.len() + value.len()).sum::<usize>();
         pending.extend(rows);
         if bytes >= INSTALL_BYTES {

@@ -7,38 +7,58 @@ mod writer;
 
 use std::fmt::Debug;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, Stream};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
-use openraft::{OptionalSend, RaftTypeConfig};
+use openraft::{LogState, OptionalSend, RaftTypeConfig};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::backend::{Batch, LogBackend, LogStart, Op};
 pub use self::redb::RedbLog;
 use self::tail::Tail;
-use self::writer::{Done, Shared, Work, Write};
+use self::writer::{Done, Drive, Shared, Work, Write};
 use crate::format::entry_bytes;
 use crate::state::State;
-use crate::types::{Entry, LogId, LogState, TypeConfig, Vote};
+use crate::types::{Entry, LeaderId, LogId, NodeId, TypeConfig, Vote};
 
 /// About how many bytes of entries one read for replication gives: they have to fit into one frame,
 /// and a follower that waits for more than this waits for the network and not for us.
 const READ_BYTES: usize = 4 << 20;
 
+/// A configuration of openraft with this crate's log: [`TypeConfig`], and those of simulations, which
+/// bring a runtime of their own.
+pub trait LogConfig:
+    RaftTypeConfig<NodeId = NodeId, Term = u64, LeaderId = LeaderId, Vote = Vote, Entry = Entry>
+{
+}
+impl<C> LogConfig for C where
+    C: RaftTypeConfig<NodeId = NodeId, Term = u64, LeaderId = LeaderId, Vote = Vote, Entry = Entry>
+{
+}
+
 /// The log, for openraft. There is one, and openraft owns it.
-pub struct LogStore {
+pub struct LogStore<C = TypeConfig> {
     shared: Arc<Shared>,
     writer: mpsc::Sender<Work>,
     /// The state, which has to be durable up to where the log is purged.
     state: Option<State>,
+    config: PhantomData<fn() -> C>,
 }
 
 /// Reads the log, while it is written.
-#[derive(Clone)]
-pub struct LogReader {
+pub struct LogReader<C = TypeConfig> {
     shared: Arc<Shared>,
+    config: PhantomData<fn() -> C>,
+}
+
+impl<C> Clone for LogReader<C> {
+    fn clone(&self) -> LogReader<C> {
+        LogReader { shared: self.shared.clone(), config: PhantomData }
+    }
 }
 
 /// Lets the state wait for the log.
@@ -69,20 +89,37 @@ impl LogCloser {
     }
 }
 
-impl LogStore {
+impl<C> LogStore<C> {
     /// Opens the log in `backend`; `cache_bytes` is how much of it stays in memory.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn new(backend: Arc<dyn LogBackend>, cache_bytes: usize) -> io::Result<LogStore> {
+    pub fn new(backend: Arc<dyn LogBackend>, cache_bytes: usize) -> io::Result<LogStore<C>> {
+        Self::driven(backend, cache_bytes, Drive::Thread)
+    }
+
+    /// Opens the log in `backend` for a simulation: no thread is started. A task of the current runtime
+    /// writes, `delay` says how long each commit takes, and reads are done in place.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn simulated(
+        backend: Arc<dyn LogBackend>,
+        cache_bytes: usize,
+        delay: impl FnMut() -> Duration + Send + 'static,
+    ) -> io::Result<LogStore<C>> {
+        Self::driven(backend, cache_bytes, Drive::Task(Box::new(delay)))
+    }
+
+    fn driven(backend: Arc<dyn LogBackend>, cache_bytes: usize, drive: Drive) -> io::Result<LogStore<C>> {
         let tail = Tail::new(backend.start()?, cache_bytes);
-        let (shared, writer) = writer::start(backend, tail)?;
-        Ok(LogStore { shared, writer, state: None })
+        let (shared, writer) = writer::start(backend, tail, drive)?;
+        Ok(LogStore { shared, writer, state: None, config: PhantomData })
     }
 
     /// Ties the log to `state`: the log is purged only up to where the state is durable, and the state
     /// goes to disk only up to where the log is.
-    pub(crate) fn tied_to(mut self, state: State) -> LogStore {
+    pub(crate) fn tied_to(mut self, state: State) -> LogStore<C> {
         state.stay_behind(LogBarrier { shared: self.shared.clone() });
         self.state = Some(state);
         self
@@ -93,8 +130,8 @@ impl LogStore {
     }
 
     /// A reader.
-    pub fn reader(&self) -> LogReader {
-        LogReader { shared: self.shared.clone() }
+    pub fn reader(&self) -> LogReader<C> {
+        LogReader { shared: self.shared.clone(), config: PhantomData }
     }
 
     async fn send(&self, number: u64, op: Op, done: Done, units: u32) -> io::Result<()> {
@@ -106,7 +143,7 @@ impl LogStore {
     }
 }
 
-impl LogReader {
+impl<C> LogReader<C> {
     /// The entries of the range that exist, from its first, ending once they hold about `max_bytes`.
     async fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
         loop {
@@ -116,8 +153,12 @@ impl LogReader {
             }
             let backend = self.shared.backend()?;
             let range = found.disk.clone();
-            let read = tokio::task::spawn_blocking(move || backend.read(range, max_bytes));
-            let mut entries = read.await.map_err(io::Error::other)??;
+            let mut entries = if self.shared.disk_waits {
+                let read = tokio::task::spawn_blocking(move || backend.read(range, max_bytes));
+                read.await.map_err(io::Error::other)??
+            } else {
+                backend.read(range, max_bytes)?
+            };
             if self.shared.tail.read().generation != found.generation {
                 // The log was cut meanwhile: what was read need not be what is there now.
                 continue;
@@ -158,14 +199,14 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (start, end)
 }
 
-impl RaftLogReader<TypeConfig> for LogReader {
+impl<C: LogConfig> RaftLogReader<C> for LogReader<C> {
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         // A follower that was away applies a long range: it is read piece by piece.
-        struct Reading {
-            reader: LogReader,
+        struct Reading<C> {
+            reader: LogReader<C>,
             piece: std::vec::IntoIter<Entry>,
             next: u64,
             end: u64,
@@ -207,19 +248,19 @@ impl RaftLogReader<TypeConfig> for LogReader {
     }
 }
 
-impl RaftLogStorage<TypeConfig> for LogStore {
-    type LogReader = LogReader;
+impl<C: LogConfig> RaftLogStorage<C> for LogStore<C> {
+    type LogReader = LogReader<C>;
 
-    async fn get_log_state(&mut self) -> io::Result<LogState> {
+    async fn get_log_state(&mut self) -> io::Result<LogState<C>> {
         let tail = self.shared.tail.read();
         Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
     }
 
-    async fn get_log_reader(&mut self) -> LogReader {
+    async fn get_log_reader(&mut self) -> LogReader<C> {
         self.reader()
     }
 
-    async fn save_vote(&mut self, vote: &<TypeConfig as RaftTypeConfig>::Vote) -> io::Result<()> {
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         self.shared.check()?;
         let number = self.shared.tail.write().ask();
         let (done, wait) = oneshot::channel();
@@ -244,7 +285,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(self.shared.tail.read().committed)
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<C>) -> io::Result<()>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -258,7 +299,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             tail.append(&entries, number)?;
             number
         };
-        self.send(number, Op::Append(entries), Done::Flushed(callback), units).await
+        let done = Done::Flushed(Box::new(|result| callback.io_completed(result)));
+        self.send(number, Op::Append(entries), done, units).await
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {

@@ -4,15 +4,14 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use openraft::storage::IOFlushed;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::log::backend::{Batch, LogBackend, Op};
 use crate::log::tail::Tail;
-use crate::types::TypeConfig;
 
 /// Most writes that wait for the writer thread.
 const QUEUE: usize = 4096;
@@ -34,7 +33,7 @@ pub(crate) enum Done {
     /// Nobody.
     Nobody,
     /// openraft.
-    Flushed(IOFlushed<TypeConfig>),
+    Flushed(Box<dyn FnOnce(io::Result<()>) + Send>),
     /// A caller.
     Caller(oneshot::Sender<io::Result<()>>),
 }
@@ -44,7 +43,7 @@ impl Done {
         let result = result.as_ref().map(|_| ()).map_err(Failure::to_error);
         match self {
             Done::Nobody => {}
-            Done::Flushed(callback) => callback.io_completed(result),
+            Done::Flushed(callback) => callback(result),
             // The caller may have given up.
             Done::Caller(caller) => drop(caller.send(result)),
         }
@@ -86,9 +85,20 @@ impl Failure {
     }
 }
 
+/// What writes the log, and how long that takes.
+pub(crate) enum Drive {
+    /// A thread; the disk takes its time.
+    Thread,
+    /// A task of the runtime that starts it; each commit takes the time that this gives, and a read
+    /// takes none. So a simulation has the disk's time in its hands, too.
+    Task(Box<dyn FnMut() -> Duration + Send>),
+}
+
 /// What the log, its readers and its writer thread share.
 pub(crate) struct Shared {
     pub tail: RwLock<Tail>,
+    /// The disk may make a reader wait, who then must not be a task.
+    pub disk_waits: bool,
     /// `None` after the log was closed.
     backend: Mutex<Option<Arc<dyn LogBackend>>>,
     failure: OnceLock<Failure>,
@@ -145,13 +155,15 @@ pub(crate) fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the log was closed")
 }
 
-/// Starts the thread. It ends when it is told to close, or when the last sender is gone.
+/// Starts the writer. It ends when it is told to close, or when the last sender is gone.
 pub(crate) fn start(
     backend: Arc<dyn LogBackend>,
     tail: Tail,
+    drive: Drive,
 ) -> io::Result<(Arc<Shared>, mpsc::Sender<Work>)> {
     let shared = Arc::new(Shared {
         tail: RwLock::new(tail),
+        disk_waits: matches!(drive, Drive::Thread),
         backend: Mutex::new(Some(backend.clone())),
         failure: OnceLock::new(),
         waiting: Semaphore::new(WAITING_BYTES / WAITING_UNIT),
@@ -166,8 +178,23 @@ pub(crate) fn start(
         committed: None,
         saved: Instant::now(),
     };
-    thread::Builder::new().name("log-writer".into()).spawn(move || writer.run())?;
+    match drive {
+        Drive::Thread => drop(thread::Builder::new().name("log-writer".into()).spawn(move || writer.run())?),
+        Drive::Task(delay) => drop(tokio::spawn(writer.run_in_task(delay))),
+    }
     Ok((shared, sender))
+}
+
+/// Writes that become durable together, and who waits for them.
+#[derive(Default)]
+struct Gathered {
+    batch: Batch,
+    waiters: Vec<Done>,
+    /// Number of the last of them.
+    number: u64,
+    units: usize,
+    /// The log is to be closed behind them.
+    close: Option<oneshot::Sender<()>>,
 }
 
 struct Writer {
@@ -182,50 +209,78 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
-        let mut batch = Batch::new();
-        let mut waiters = Vec::new();
+        let mut gathered = Gathered::default();
         while let Some(first) = self.receiver.blocking_recv() {
-            let mut next = Some(first);
-            let mut number = 0;
-            let mut units = 0;
-            let mut close = None;
-            while let Some(work) = next {
-                match work {
-                    Work::Write(write) => {
-                        number = write.number;
-                        units += write.units as usize;
-                        match write.op {
-                            Op::Committed(_) => self.committed = Some(write.op),
-                            op => batch.push(op),
-                        }
-                        waiters.push(write.done);
-                    }
-                    Work::Close(done) => {
-                        close = Some(done);
-                        break;
-                    }
-                }
-                if batch.len() >= BATCH_OPS || units >= BATCH_BYTES / WAITING_UNIT {
-                    break;
-                }
-                next = self.receiver.try_recv().ok();
-            }
-            if close.is_some() || (!batch.is_empty() && self.saved.elapsed() >= COMMITTED_INTERVAL) {
-                batch.extend(self.committed.take());
-                self.saved = Instant::now();
-            }
-            self.commit(&batch, &mut waiters, number, units);
-            batch.clear();
-            if let Some(done) = close {
-                self.receiver.close();
-                self.end();
-                // Whoever waits for it may have gone away.
-                let _ = done.send(());
+            self.gather(first, &mut gathered);
+            if self.write(&mut gathered) {
                 return;
             }
         }
-        batch.extend(self.committed.take());
-        self.commit(&batch, &mut waiters, 0, 0);
+        self.write_rest(gathered);
+    }
+
+    async fn run_in_task(mut self, mut delay: Box<dyn FnMut() -> Duration + Send>) {
+        let mut gathered = Gathered::default();
+        while let Some(first) = self.receiver.recv().await {
+            self.gather(first, &mut gathered);
+            if !gathered.batch.is_empty() {
+                tokio::time::sleep(delay()).await;
+            }
+            if self.write(&mut gathered) {
+                return;
+            }
+        }
+        self.write_rest(gathered);
+    }
+
+    /// Takes all that waits, from `first` on, up to what one commit holds.
+    fn gather(&mut self, first: Work, gathered: &mut Gathered) {
+        let mut next = Some(first);
+        while let Some(work) = next {
+            match work {
+                Work::Write(write) => {
+                    gathered.number = write.number;
+                    gathered.units += write.units as usize;
+                    match write.op {
+                        Op::Committed(_) => self.committed = Some(write.op),
+                        op => gathered.batch.push(op),
+                    }
+                    gathered.waiters.push(write.done);
+                }
+                Work::Close(done) => {
+                    gathered.close = Some(done);
+                    break;
+                }
+            }
+            if gathered.batch.len() >= BATCH_OPS || gathered.units >= BATCH_BYTES / WAITING_UNIT {
+                break;
+            }
+            next = self.receiver.try_recv().ok();
+        }
+    }
+
+    /// Writes what was gathered. True if the log was closed with it.
+    fn write(&mut self, gathered: &mut Gathered) -> bool {
+        let Gathered { batch, waiters, number, units, close } = gathered;
+        if close.is_some() || (!batch.is_empty() && self.saved.elapsed() >= COMMITTED_INTERVAL) {
+            batch.extend(self.committed.take());
+            self.saved = Instant::now();
+        }
+        self.commit(batch, waiters, *number, *units);
+        batch.clear();
+        (*number, *units) = (0, 0);
+        let Some(done) = close.take() else { return false };
+        self.receiver.close();
+        self.end();
+        // Whoever waits for it may have gone away.
+        let _ = done.send(());
+        true
+    }
+
+    /// Nobody is left who could ask for more.
+    fn write_rest(&mut self, mut gathered: Gathered) {
+        gathered.batch.extend(self.committed.take());
+        self.commit(&gathered.batch, &mut gathered.waiters, 0, 0);
         self.end();
     }
 
@@ -272,8 +327,8 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Whether the thread ends in order or by a panic, nothing is accepted afterwards.
+    /// Whether the writer ends in order, by a panic, or with its runtime, nothing is accepted afterwards.
     fn drop(&mut self) {
-        self.shared.fail(&io::Error::new(io::ErrorKind::BrokenPipe, "its writer thread has ended"));
+        self.shared.fail(&io::Error::new(io::ErrorKind::BrokenPipe, "its writer has ended"));
     }
 }

@@ -24,7 +24,7 @@ const FORMAT: u32 = 1;
 const PART_BYTES: usize = 256 << 10;
 
 /// Number of a table, key and value.
-pub(crate) type Row = (u8, Bytes, Bytes);
+pub type Row = (u8, Bytes, Bytes);
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Part {
@@ -71,7 +71,10 @@ impl<W: Write> Out<W> {
 }
 
 /// Writes all of `tables` to `file`.
-pub(crate) fn write(
+///
+/// # Errors
+/// When the tables cannot be read, or the file cannot be written.
+pub fn write(
     tables: &impl ReadTables,
     position: &SnapshotMeta,
     file: impl Write,
@@ -157,7 +160,11 @@ fn header<R: Read>(input: &mut In<R>) -> Result<SnapshotMeta, SnapshotError> {
 }
 
 /// Reads and checks all of a snapshot, and hands on its rows, sorted by table and key.
-pub(crate) fn read(
+///
+/// # Errors
+/// When it is damaged, not complete, or of a later version; or as `take` says. What was handed on is
+/// good for nothing then.
+pub fn read(
     file: impl Read,
     mut take: impl FnMut(Vec<Row>) -> Result<(), SnapshotError>,
 ) -> Result<SnapshotMeta, SnapshotError> {

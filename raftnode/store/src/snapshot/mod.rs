@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 
-pub use self::format::SnapshotError;
-pub(crate) use self::format::{Row, read};
+pub use self::format::{Row, SnapshotError, read as read_snapshot, write as write_snapshot};
 use crate::dir::{remove_if_there, sync_dir};
 use crate::state::SnapshotView;
 use crate::types::{LogId, SnapshotMeta};
