@@ -87,6 +87,9 @@ pub struct Envelope {
     pub to: HostId,
     /// Number of the call, unique for the sender of the request.
     pub call: u64,
+    /// Number of the stream that it belongs to, where others follow: on one stream nothing overtakes
+    /// anything, nothing is there twice, and what comes after something that is lost is lost, too.
+    pub stream: Option<u64>,
     /// The message.
     pub body: Body,
 }
@@ -104,16 +107,6 @@ impl Envelope {
             Body::Request(Request::Client(..)) => "client",
             Body::Reply(_) => "reply",
         }
-    }
-
-    /// Whether it goes over the stream on which nothing overtakes anything.
-    pub fn is_ordered(&self) -> bool {
-        matches!(
-            self.body,
-            Body::Request(Request::Append(_))
-                | Body::Reply(Reply::Append(_))
-                | Body::Request(Request::Client(..))
-        )
     }
 }
 
@@ -140,8 +133,21 @@ impl Port {
         Port { host, outbox, calls: Arc::new(Mutex::new(calls)) }
     }
 
+    /// A stream on which several messages follow each other.
+    pub fn open(&self) -> u64 {
+        let mut calls = self.calls.lock();
+        calls.next += 1;
+        calls.next
+    }
+
     /// Asks, and waits for the answer.
-    pub async fn call(&self, to: HostId, request: Request, timeout: Duration) -> Option<Reply> {
+    pub async fn call(
+        &self,
+        to: HostId,
+        stream: Option<u64>,
+        request: Request,
+        timeout: Duration,
+    ) -> Option<Reply> {
         let (done, wait) = oneshot::channel();
         let call = {
             let mut calls = self.calls.lock();
@@ -150,15 +156,15 @@ impl Port {
             calls.waiting.insert(call, done);
             call
         };
-        self.outbox.lock().push(Envelope { from: self.host, to, call, body: Body::Request(request) });
+        self.outbox.lock().push(Envelope { from: self.host, to, call, stream, body: Body::Request(request) });
         let reply = tokio::time::timeout(timeout, wait).await;
         self.calls.lock().waiting.remove(&call);
         reply.ok()?.ok()
     }
 
     /// Answers.
-    pub fn reply(&self, to: HostId, call: u64, reply: Reply) {
-        self.outbox.lock().push(Envelope { from: self.host, to, call, body: Body::Reply(reply) });
+    pub fn reply(&self, to: HostId, call: u64, stream: Option<u64>, reply: Reply) {
+        self.outbox.lock().push(Envelope { from: self.host, to, call, stream, body: Body::Reply(reply) });
     }
 
     /// A reply has come. Nobody may be waiting for it any more.
@@ -200,10 +206,10 @@ fn wrong() -> NetworkError<SimConfig> {
     NetworkError::from_string("an answer of another kind")
 }
 
-async fn append(port: Port, to: HostId, rpc: AppendEntriesRequest<SimConfig>) -> Item {
+async fn append(port: Port, to: HostId, stream: u64, rpc: AppendEntriesRequest<SimConfig>) -> Item {
     let prev = rpc.prev_log_id;
     let last = rpc.entries.last().map(|entry| entry.log_id).or(prev);
-    match port.call(to, Request::Append(rpc), APPEND_TIMEOUT).await {
+    match port.call(to, Some(stream), Request::Append(rpc), APPEND_TIMEOUT).await {
         Some(Reply::Append(reply)) => Ok(reply.into_stream_result(prev, last)),
         Some(Reply::Broken(fatal)) => Err(broken(&fatal).into()),
         Some(_) => Err(wrong().into()),
@@ -218,7 +224,7 @@ impl Link {
         pre: bool,
         option: RPCOption,
     ) -> Result<VoteResponse<SimConfig>, RPCError<SimConfig>> {
-        match self.port.call(self.to, Request::Vote(rpc, pre), option.soft_ttl()).await {
+        match self.port.call(self.to, None, Request::Vote(rpc, pre), option.soft_ttl()).await {
             Some(Reply::Vote(reply)) => Ok(reply),
             Some(Reply::Broken(fatal)) => Err(broken(&fatal).into()),
             Some(_) => Err(wrong().into()),
@@ -235,7 +241,7 @@ impl RaftNetworkV2<SimConfig> for Link {
         rpc: AppendEntriesRequest<SimConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<SimConfig>, RPCError<SimConfig>> {
-        match self.port.call(self.to, Request::Append(rpc), APPEND_TIMEOUT).await {
+        match self.port.call(self.to, None, Request::Append(rpc), APPEND_TIMEOUT).await {
             Some(Reply::Append(reply)) => Ok(reply),
             Some(Reply::Broken(fatal)) => Err(broken(&fatal).into()),
             Some(_) => Err(wrong().into()),
@@ -253,8 +259,8 @@ impl RaftNetworkV2<SimConfig> for Link {
     where
         S: Stream<Item = AppendEntriesRequest<SimConfig>> + OptionalSend + Unpin + 'static,
     {
-        let (port, to) = (self.port.clone(), self.to);
-        let replies = input.map(move |rpc| append(port.clone(), to, rpc)).buffered(PIPELINE);
+        let (port, to, stream) = (self.port.clone(), self.to, self.port.open());
+        let replies = input.map(move |rpc| append(port.clone(), to, stream, rpc)).buffered(PIPELINE);
         let until_bad = replies.scan(false, |ended, reply| {
             let before = std::mem::replace(ended, !matches!(reply, Ok(Ok(_))));
             futures::future::ready((!before).then_some(reply))
@@ -290,7 +296,7 @@ impl RaftNetworkV2<SimConfig> for Link {
         let reply = tokio::select! {
             biased;
             closed = cancel => return Err(closed.into()),
-            reply = self.port.call(self.to, request, SNAPSHOT_TIMEOUT) => reply,
+            reply = self.port.call(self.to, None, request, SNAPSHOT_TIMEOUT) => reply,
         };
         match reply {
             Some(Reply::Snapshot(reply)) => Ok(reply),
@@ -305,7 +311,7 @@ impl RaftNetworkV2<SimConfig> for Link {
         req: TransferLeaderRequest<SimConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<SimConfig>, RPCError<SimConfig>> {
-        match self.port.call(self.to, Request::Transfer(req), option.soft_ttl()).await {
+        match self.port.call(self.to, None, Request::Transfer(req), option.soft_ttl()).await {
             Some(Reply::Transfer(reply)) => Ok(reply),
             Some(Reply::Broken(fatal)) => Err(broken(&fatal).into()),
             Some(_) => Err(wrong().into()),

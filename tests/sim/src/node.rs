@@ -256,12 +256,12 @@ impl Node {
 
 /// Answers requests as they come, each for itself.
 async fn serve(service: Service, port: Port, mut inbox: mpsc::UnboundedReceiver<Envelope>) {
-    while let Some(Envelope { from, call, body, .. }) = inbox.recv().await {
+    while let Some(Envelope { from, call, stream, body, .. }) = inbox.recv().await {
         let Body::Request(request) = body else { continue };
         let (service, port) = (service.clone(), port.clone());
         tokio::spawn(async move {
             let reply = service.answer(request).await;
-            port.reply(from, call, reply);
+            port.reply(from, call, stream, reply);
         });
     }
 }

@@ -230,13 +230,14 @@ pub enum Seen {
         /// The answer.
         told: Option<Told>,
     },
-    /// A client knows that its lease lives so long.
+    /// A client was promised that its lease lives so long. (What is written in a session renews it, too,
+    /// but promises nothing: the end of the lease may be on its way already.)
     Renewed {
         /// Which.
         lease: u64,
         /// When the client asked.
         asked: Millis,
-        /// For how long, in milliseconds.
+        /// For how long from then, in milliseconds.
         ttl: u64,
     },
     /// The state of a node, as of an index.

@@ -109,8 +109,8 @@ struct World {
     shared: Arc<Shared>,
     flights: BinaryHeap<Reverse<Flight>>,
     sent: u64,
-    /// When the last ordered message of a link arrives.
-    last: BTreeMap<(HostId, HostId), Millis>,
+    /// When the last message of each stream arrives; `None` after one was lost.
+    streams: BTreeMap<(HostId, HostId, u64), Option<Millis>>,
     cut: BTreeSet<(HostId, HostId)>,
     weather: Weather,
     now: Millis,
@@ -163,7 +163,7 @@ pub fn run(options: &Options) -> Report {
         shared: shared.clone(),
         flights: BinaryHeap::new(),
         sent: 0,
-        last: BTreeMap::new(),
+        streams: BTreeMap::new(),
         cut: BTreeSet::new(),
         weather: Weather::CALM,
         now: 0,
@@ -375,25 +375,42 @@ impl World {
     fn post(&mut self) {
         let sent = std::mem::take(&mut *self.outbox.lock());
         for envelope in sent {
-            let link = (envelope.from, envelope.to);
-            if self.cut.contains(&link) {
-                continue;
+            let is_cut = self.cut.contains(&(envelope.from, envelope.to));
+            match envelope.stream {
+                Some(stream) => self.flow(envelope, stream, is_cut),
+                None if is_cut => {}
+                None => {
+                    if self.chance.chance(self.weather.twice) {
+                        self.fly(envelope.clone());
+                    }
+                    self.fly(envelope);
+                }
             }
-            if self.chance.chance(self.weather.twice) {
-                self.fly(envelope.clone());
-            }
-            self.fly(envelope);
         }
     }
 
     fn fly(&mut self, envelope: Envelope) {
-        let Some(travel) = self.weather.travel(&mut self.chance) else { return };
-        let mut due = self.now + travel;
-        if envelope.is_ordered() && !self.chance.chance(self.weather.overtaken) {
-            let last = self.last.entry((envelope.from, envelope.to)).or_default();
-            due = due.max(*last);
-            *last = due;
+        if let Some(travel) = self.weather.travel(&mut self.chance) {
+            self.launch(self.now + travel, envelope);
         }
+    }
+
+    /// The same on a stream. A packet that is lost is mostly sent again, and all behind it wait.
+    fn flow(&mut self, envelope: Envelope, stream: u64, is_cut: bool) {
+        let travel = match self.weather.travel(&mut self.chance) {
+            None if self.chance.chance(700) => Some(self.chance.between(20, fault::LATE)),
+            travel => travel,
+        };
+        let key = (envelope.from, envelope.to, stream);
+        let last = self.streams.get(&key).copied().unwrap_or(Some(0));
+        let due = last.zip(travel).filter(|_| !is_cut).map(|(last, travel)| last.max(self.now + travel));
+        self.streams.insert(key, due);
+        if let Some(due) = due {
+            self.launch(due, envelope);
+        }
+    }
+
+    fn launch(&mut self, due: Millis, envelope: Envelope) {
         self.sent += 1;
         self.flights.push(Reverse(Flight { due, tie: self.sent, envelope }));
     }

@@ -5,7 +5,7 @@
 use quorumfs_sim::{Bug, Options, run};
 
 /// Seeds that are tried; without the mistake none of them fails.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 120;
 
 /// Runs seeds until one fails, and says how.
 fn caught(bug: Bug, by: &[&str]) {

@@ -16,7 +16,7 @@ fn the_same_seed_gives_the_same_run() {
     let mut hashes = BTreeSet::new();
     for seed in 1..=8 {
         let first = once(seed);
-        assert!(first.seen > 1_000, "something happens: {first:?}");
+        assert!(first.seen > 300, "something happens: {first:?}");
         assert_eq!(first, once(seed), "seed {seed}");
         hashes.insert(first.hash);
     }

@@ -8,7 +8,7 @@ use std::thread;
 use quorumfs_sim::{Options, run};
 
 /// Seeds that are run if nobody says how many.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 120;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())

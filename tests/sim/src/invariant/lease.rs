@@ -1,5 +1,5 @@
-//! A lease does not end before its time: not before its time to live has passed since its client last
-//! asked for something that was answered. (That it does end, the end of a run waits for.)
+//! A lease does not end before its time: not before its time to live has passed since its client asked for
+//! it, or for a renewal, and was answered. (That it does end, the end of a run waits for.)
 
 use std::collections::BTreeMap;
 

@@ -79,7 +79,8 @@ impl Invariant for Linear {
     fn end(&mut self) -> Result<(), String> {
         for (name, file) in &self.files {
             for read in &file.reads {
-                if let Some(missed) = file.changed.range(read.modified + 1..=read.revision).next() {
+                let later = file.changed.iter().find(|revision| **revision > read.modified);
+                if let Some(missed) = later.filter(|revision| **revision <= read.revision) {
                     return Err(format!(
                         "{name} was read as of revision {}, last changed at {}; but it was changed at {missed}",
                         read.revision, read.modified
