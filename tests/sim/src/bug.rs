@@ -8,8 +8,8 @@ use clap::ValueEnum;
 pub enum Bug {
     /// A vote is not written to disk: after a restart it is given again.
     VoteNotWritten,
-    /// A truncation is not written to disk: after a restart the old end of the log is back.
-    TruncateNotWritten,
+    /// A truncation takes one entry too many off the disk.
+    TruncateTooMuch,
     /// The disk says that it has synced, and has not.
     SyncSkipped,
     /// A leader that restarts goes on in its old term (`enable_leader_restore`).

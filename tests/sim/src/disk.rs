@@ -109,9 +109,9 @@ impl Disk {
                     });
                 }
             }
-            Op::Truncate(_) if self.bug == Some(Bug::TruncateNotWritten) => {}
             Op::Truncate(after) => {
-                content.entries.retain(|index, _| after.is_some_and(|after| *index <= after))
+                let more = u64::from(self.bug == Some(Bug::TruncateTooMuch));
+                content.entries.retain(|index, _| after.is_some_and(|after| *index + more <= after));
             }
             Op::Purge(upto) => {
                 content.entries.retain(|index, _| *index > upto.index);

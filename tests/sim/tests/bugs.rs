@@ -31,8 +31,8 @@ fn a_vote_that_is_not_written() {
 }
 
 #[test]
-fn a_truncation_that_is_not_written() {
-    caught(Bug::TruncateNotWritten, LOG);
+fn a_truncation_that_takes_too_much() {
+    caught(Bug::TruncateTooMuch, &["log matching"]);
 }
 
 #[test]

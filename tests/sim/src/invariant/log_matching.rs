@@ -39,7 +39,11 @@ impl Invariant for LogMatching {
                 if known != *content {
                     return Err(format!("{at:?} holds {content:x} on node {node}, and {known:x} elsewhere"));
                 }
-                before.map_or(Ok(()), |before| self.follows(*node, before, *at))
+                match before {
+                    Some(before) => self.follows(*node, *before, *at),
+                    None if at.index == 0 => Ok(()),
+                    None => Err(format!("the log of node {node} has a hole before {at:?}")),
+                }
             }
             Seen::Opened { node, log } | Seen::Leads { node, log, .. } => {
                 log.windows(2).try_for_each(|pair| self.follows(*node, pair[0], pair[1]))
@@ -65,6 +69,8 @@ mod tests {
         let way = Seen::Opened { node: 2, log: vec![place(2, 4), place(2, 5)] };
         assert!(check(LogMatching::default(), &[one, way]).is_err());
         let hole = Seen::Opened { node: 2, log: vec![place(2, 4), place(2, 6)] };
+        assert!(check(LogMatching::default(), &[hole]).is_err());
+        let hole = Seen::Appended { node: 1, at: place(2, 5), before: None, content: 7 };
         assert!(check(LogMatching::default(), &[hole]).is_err());
     }
 }
