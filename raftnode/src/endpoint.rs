@@ -10,21 +10,21 @@ use certs::{Credentials, Identity, Role};
 use parking_lot::RwLock;
 use quinn::VarInt;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quorumfs_api::transport::{self, ALPN_CLIENT, ALPN_PEER, SOCKET_BUFFER};
+use quorumfs_api::transport::{self, ALPN_CLIENT, ALPN_PEER, SOCKET_BUFFER, close};
 use rustls::pki_types::CertificateDer;
 
 /// Close code: the node stops.
-pub const CLOSE_STOPPING: VarInt = VarInt::from_u32(1);
+pub const CLOSE_STOPPING: VarInt = VarInt::from_u32(close::STOPPING);
 /// Close code: this identity may not speak this protocol, or not to this node.
-pub const CLOSE_DENIED: VarInt = VarInt::from_u32(2);
+pub const CLOSE_DENIED: VarInt = VarInt::from_u32(close::DENIED);
 /// Close code: too many connections.
-pub const CLOSE_BUSY: VarInt = VarInt::from_u32(3);
+pub const CLOSE_BUSY: VarInt = VarInt::from_u32(close::BUSY);
 /// Close code: what came is not the protocol.
-pub const CLOSE_PROTOCOL: VarInt = VarInt::from_u32(4);
+pub const CLOSE_PROTOCOL: VarInt = VarInt::from_u32(close::PROTOCOL);
 /// Close code: another connection took its place.
-pub const CLOSE_REPLACED: VarInt = VarInt::from_u32(5);
+pub const CLOSE_REPLACED: VarInt = VarInt::from_u32(close::REPLACED);
 /// Close code: the other side does not answer, or does not read.
-pub const CLOSE_SILENT: VarInt = VarInt::from_u32(6);
+pub const CLOSE_SILENT: VarInt = VarInt::from_u32(close::SILENT);
 
 /// Handshakes that the endpoint holds before they are taken up; more are dropped, and the other side
 /// tries again.

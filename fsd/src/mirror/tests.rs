@@ -166,7 +166,7 @@ proptest! {
                 match filter(&event, prefix) {
                     Filtered::Pass(event) => _ = mirror.apply(event).unwrap(),
                     Filtered::Nothing => mirror.revision = event.revision,
-                    Filtered::Copy => *mirror = store.copy(prefix),
+                    Filtered::Copy | Filtered::Root(_) => *mirror = store.copy(prefix),
                 }
                 prop_assert_eq!(shape(mirror), shape(&store.copy(prefix)));
             }

@@ -30,6 +30,35 @@ const MTU_MAX: u16 = 6500;
 /// Size in bytes asked for a node's socket buffers.
 pub const SOCKET_BUFFER: usize = 4 << 20;
 
+/// Codes with which a node ends a connection or a stream.
+pub mod close {
+    /// The node stops.
+    pub const STOPPING: u32 = 1;
+    /// This identity may not speak this protocol, or not to this node.
+    pub const DENIED: u32 = 2;
+    /// There are too many of them.
+    pub const BUSY: u32 = 3;
+    /// What came is not the protocol.
+    pub const PROTOCOL: u32 = 4;
+    /// Another connection took its place.
+    pub const REPLACED: u32 = 5;
+    /// The other side does not answer, or does not read.
+    pub const SILENT: u32 = 6;
+
+    /// What a stream that was ended with `code` is to be told to people as.
+    pub fn explain(code: u64) -> String {
+        match u32::try_from(code) {
+            Ok(STOPPING) => "the node is stopping, or cannot read its state".into(),
+            Ok(DENIED) => "the node does not allow it".into(),
+            Ok(BUSY) => "the node has too many of these already (its watches-max)".into(),
+            Ok(PROTOCOL) => "the node does not understand what it was sent".into(),
+            Ok(REPLACED) => "another one took its place".into(),
+            Ok(SILENT) => "it was not read fast enough, and the node let go of it".into(),
+            _ => format!("the node ended it with code {code}"),
+        }
+    }
+}
+
 /// Transport parameters of both ends.
 pub fn config() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();

@@ -34,7 +34,8 @@ pub struct WatchStart {
     /// subtree, then the events after it.
     pub after: Option<Revision>,
     /// With `after`: send a copy instead of `Compacted` when the event log no longer reaches back
-    /// (what a mirror wants), and whenever something outside was renamed into the subtree.
+    /// (what a mirror wants), whenever something outside was renamed into the subtree, and when the
+    /// directory that is watched came or went. Without it, that is an event.
     pub copy_when_behind: bool,
 }
 

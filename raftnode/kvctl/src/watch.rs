@@ -85,8 +85,8 @@ pub async fn watch(context: &Context, args: WatchArgs) -> Result<(), Error> {
                 }
             }
             Some(WatchItem::Failed(error)) => return Err(error.into()),
-            // The watched directory itself came or went, which its own watch cannot tell in events. That
-            // of the root can.
+            // Something was renamed over the edge of the watched directory, which its own watch cannot tell in
+            // events. That of the root can.
             Some(WatchItem::Compacted(_)) if !everything => {
                 everything = true;
                 connected = false;

@@ -14,6 +14,9 @@ use crate::size::{EVENT_BYTES_MAX, event_bytes};
 pub enum Filtered {
     /// This event, which holds only the changes in the subtree.
     Pass(Event),
+    /// The directory that is watched came or went, empty, and this event says so: all there is to see for
+    /// who only follows events. A mirror of the subtree needs a new copy, because its root is another one.
+    Root(Event),
     /// Nothing of it concerns the subtree (say so with `Progress`).
     Nothing,
     /// Something came into the subtree that the event does not describe, or the event is too big for
@@ -22,14 +25,19 @@ pub enum Filtered {
 }
 
 /// What a watcher of `prefix` sees of `event`. `prefix` may also be a file: its own creation, changes
-/// and removal pass. When a directory that is the prefix comes or goes, or one above it does by a
-/// rename, that is a new copy (perhaps of nothing). Unlocked files pass to everybody, because the
+/// and removal pass. When a directory that is the prefix, or one above it, comes or goes by a rename, that is
+/// a new copy (perhaps of nothing). Unlocked files pass to everybody, because the
 /// change does not say where they are.
 pub fn filter(event: &Event, prefix: &Key) -> Filtered {
     let mut changes = Vec::new();
+    let mut root = false;
     for change in &event.changes {
         match view(change, prefix) {
             Seen::Same => changes.push(change.clone()),
+            Seen::Root => {
+                root = true;
+                changes.push(change.clone());
+            }
             Seen::Other(change) => changes.push(*change),
             Seen::Not => {}
             Seen::Copy => return Filtered::Copy,
@@ -42,11 +50,12 @@ pub fn filter(event: &Event, prefix: &Key) -> Filtered {
     if event_bytes(&passed) > EVENT_BYTES_MAX {
         return Filtered::Copy;
     }
-    Filtered::Pass(passed)
+    if root { Filtered::Root(passed) } else { Filtered::Pass(passed) }
 }
 
 enum Seen {
     Same,
+    Root,
     Other(Box<Change>),
     Not,
     Copy,
@@ -104,7 +113,7 @@ fn view(change: &Change, prefix: &Key) -> Seen {
 fn appears(side: Side, kind: Kind) -> Seen {
     match (side, kind) {
         (Side::Below, _) => Seen::Same,
-        (Side::Itself, Kind::Dir) => Seen::Copy,
+        (Side::Itself, Kind::Dir) => Seen::Root,
         (Side::Itself, _) => Seen::Same,
         (Side::Above | Side::Aside, _) => Seen::Not,
     }

@@ -9,26 +9,26 @@ use quorumfs_api::event::Change;
 use quorumfs_api::record::Ino;
 use quorumfs_machine::{Filtered, MemTables, filter, view};
 
-/// `nothing`, `copy`, or the changes that pass.
+/// `nothing`, `copy`, or the changes that pass; with `root:` before them, a mirror takes a copy.
 fn seen(tables: &mut MemTables, command: Command, prefix: &str) -> String {
     let event = run(tables, command).event.expect("something changed");
-    match filter(&event, &key(prefix)) {
-        Filtered::Nothing => "nothing".to_string(),
-        Filtered::Copy => "copy".to_string(),
-        Filtered::Pass(event) => {
-            let change = |change: &Change| match change {
-                Change::Create { place, .. } => format!("create {}", place.key),
-                Change::Update { place, .. } => format!("update {}", place.key),
-                Change::Attr { place, .. } => {
-                    format!("attr {}", place.as_ref().map_or("/".to_string(), |p| p.key.to_string()))
-                }
-                Change::Remove { place, .. } => format!("remove {}", place.key),
-                Change::Rename { from, to, .. } => format!("rename {} {}", from.key, to.key),
-                Change::Unlocked { .. } => "unlocked".to_string(),
-            };
-            event.changes.iter().map(change).collect::<Vec<_>>().join(", ")
+    let (root, event) = match filter(&event, &key(prefix)) {
+        Filtered::Nothing => return "nothing".to_string(),
+        Filtered::Copy => return "copy".to_string(),
+        Filtered::Root(event) => ("root: ", event),
+        Filtered::Pass(event) => ("", event),
+    };
+    let change = |change: &Change| match change {
+        Change::Create { place, .. } => format!("create {}", place.key),
+        Change::Update { place, .. } => format!("update {}", place.key),
+        Change::Attr { place, .. } => {
+            format!("attr {}", place.as_ref().map_or("/".to_string(), |p| p.key.to_string()))
         }
-    }
+        Change::Remove { place, .. } => format!("remove {}", place.key),
+        Change::Rename { from, to, .. } => format!("rename {} {}", from.key, to.key),
+        Change::Unlocked { .. } => "unlocked".to_string(),
+    };
+    format!("{root}{}", event.changes.iter().map(change).collect::<Vec<_>>().join(", "))
 }
 
 fn rename(from: &str, to: &str, mode: RenameMode) -> Command {
@@ -48,7 +48,7 @@ fn each_change_from_where_the_watcher_stands() {
         ("/w", put(key("/ww"), "v"), "nothing"),
         ("/w", put(key("/w/f"), "v"), "update /w/f"),
         ("/w", delete("/w/d", true), "remove /w/d/x, remove /w/d"),
-        ("/w", delete("/w", true), "copy"),
+        ("/w", delete("/w", true), "root: remove /w/d/x, remove /w/d, remove /w/f, remove /w"),
         ("/w", touch(key("/w").into()), "attr /w"),
         ("/w", touch(Ino::ROOT.into()), "nothing"),
         ("/", touch(Ino::ROOT.into()), "attr /"),
@@ -63,9 +63,9 @@ fn each_change_from_where_the_watcher_stands() {
         ("/o/x", rename("/w", "/o/x", Replace), "copy"),
         ("/e/d", rename("/w", "/e", Replace), "copy"),
         ("/", rename("/w", "/e", Replace), "rename /w /e"),
-        ("/new", mkdir("/new"), "copy"),
+        ("/new", mkdir("/new"), "root: create /new"),
         ("/new/deep", mkdir("/new"), "nothing"),
-        ("/e", Command::Rmdir { at: at("/e") }, "copy"),
+        ("/e", Command::Rmdir { at: at("/e") }, "root: remove /e"),
         ("/e/x", Command::Rmdir { at: at("/e") }, "nothing"),
         // A file that is watched by its own name.
         ("/w/new", put(key("/w/new"), "v"), "create /w/new"),

@@ -120,6 +120,8 @@ pub struct Config {
     pub connections_per_identity: usize,
     /// Watches in all.
     pub watches_max: usize,
+    /// How long a watcher may take nothing.
+    pub watch_stall: Duration,
     /// How long a stop waits for requests under way.
     pub drain: Duration,
 }
@@ -197,6 +199,7 @@ impl Config {
                 connections_max: s.connections_max.unwrap_or(16_384),
                 connections_per_identity: s.connections_per_identity.unwrap_or(4_096),
                 watches_max: s.watches_max.unwrap_or(16_384),
+                watch_stall: span(s.watch_stall, 30_000),
                 drain: span(s.drain, 5_000),
             };
         config.check()?;

@@ -96,6 +96,10 @@ pub struct Settings {
     /// its client reads slowly. Default 16384.
     #[arg(long, value_name = "N")]
     pub watches_max: Option<usize>,
+    /// A watcher that takes nothing for this long, while there is something for it, is let go of; it can go on
+    /// from where it was. Until then it may hold what one watch holds (see watches-max). Default 30s.
+    #[arg(long, value_name = "TIME")]
+    pub watch_stall: Option<Span>,
     /// How long a stopping node waits for requests that are under way. Default 5s.
     #[arg(long, value_name = "TIME")]
     pub drain: Option<Span>,
@@ -127,6 +131,7 @@ impl Settings {
             connections_max: self.connections_max.or(file.connections_max),
             connections_per_identity: self.connections_per_identity.or(file.connections_per_identity),
             watches_max: self.watches_max.or(file.watches_max),
+            watch_stall: self.watch_stall.or(file.watch_stall),
             drain: self.drain.or(file.drain),
         }
     }

@@ -15,6 +15,9 @@ pub struct UnitError {
     example: &'static str,
 }
 
+/// Longest time that can be set, in milliseconds: a clock can be moved so far without overflowing.
+const SPAN_MAX_MS: u64 = 10_000 * 3_600_000;
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
@@ -62,7 +65,7 @@ impl FromStr for Span {
         let error = || UnitError {
             text: text.to_owned(),
             what: "duration",
-            example: "milliseconds or, say, 100ms, 5s, 2m",
+            example: "milliseconds or, say, 100ms, 5s, 2m, at most 10000h",
         };
         let (number, unit) = split(text).ok_or_else(error)?;
         let factor = match unit {
@@ -72,7 +75,8 @@ impl FromStr for Span {
             "h" => 3_600_000,
             _ => return Err(error()),
         };
-        number.checked_mul(factor).map(|ms| Span(Duration::from_millis(ms))).ok_or_else(error)
+        let ms = number.checked_mul(factor).filter(|ms| *ms <= SPAN_MAX_MS);
+        ms.map(|ms| Span(Duration::from_millis(ms))).ok_or_else(error)
     }
 }
 
@@ -135,6 +139,8 @@ mod tests {
         for (text, ms) in [("250", 250), ("100ms", 100), ("5s", 5_000), ("2m", 120_000)] {
             assert_eq!(text.parse::<Span>().unwrap(), Span(Duration::from_millis(ms)), "{text}");
         }
-        assert!("5 parsecs".parse::<Span>().is_err());
+        for bad in ["5 parsecs", "10001h", "18446744073709551615"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad:?}");
+        }
     }
 }

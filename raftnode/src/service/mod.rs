@@ -19,6 +19,7 @@ use certs::Identity;
 use quorumfs_api::codec::{self, DecodeError, FrameKind};
 use quorumfs_api::wire::Hello;
 use quorumfs_store::{Raft, State};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::bounds::Bounds;
 use crate::clock::Clock;
@@ -31,6 +32,9 @@ use crate::watch;
 
 /// A stream on which nothing was said for this long after it was opened is ended.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams of one connection that may be open without having said what they are for. More wait in QUIC's
+/// own books, where they cost next to nothing.
+const HELLOS: usize = 256;
 /// Streams for calls that one connection may have; each has buffers of its own, and one is enough.
 const CALL_STREAMS: usize = 4;
 
@@ -79,7 +83,9 @@ impl Service {
         let author: Arc<str> = identity.name.as_str().into();
         let place = Arc::new(calls::ConnectionRoom::new(self.context.config.requests_per_connection));
         let call_streams = Arc::new(AtomicUsize::new(0));
+        let hellos = Arc::new(Semaphore::new(HELLOS));
         loop {
+            let Ok(turn) = hellos.clone().acquire_owned().await else { return };
             let stream = tokio::select! {
                 stream = connection.accept_bi() => stream,
                 () = self.context.stop.raised() => return connection.close(CLOSE_STOPPING, b"the node is stopping"),
@@ -89,7 +95,7 @@ impl Service {
                 (self.clone(), author.clone(), place.clone(), call_streams.clone());
             let connection = connection.clone();
             tokio::spawn(async move {
-                if let Err(error) = service.stream(send, recv, author, place, &call_streams).await {
+                if let Err(error) = service.stream(send, recv, turn, author, place, &call_streams).await {
                     // A stream that was reset is the client's way to end it; anything else is an
                     // error in its program, and it is told so.
                     match &error {
@@ -108,6 +114,7 @@ impl Service {
         &self,
         mut send: quinn::SendStream,
         mut recv: quinn::RecvStream,
+        turn: OwnedSemaphorePermit,
         author: Arc<str>,
         room: Arc<calls::ConnectionRoom>,
         call_streams: &AtomicUsize,
@@ -121,6 +128,7 @@ impl Service {
                 return Ok(());
             }
         };
+        drop(turn);
         match hello {
             None => Ok(()),
             Some(Hello::Watch(start)) => {

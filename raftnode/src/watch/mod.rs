@@ -27,15 +27,13 @@ const ALIVE: Duration = Duration::from_secs(2);
 /// Shortest time between two frames that only say how far this watch is. The first after a pause
 /// goes out at once, because somebody may wait for that very revision.
 const PROGRESS: Duration = Duration::from_millis(10);
-/// A watcher that takes nothing for this long is cut off; it can resume from where it was.
-const STALL: Duration = Duration::from_secs(30);
 
 /// Why a watch ended.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
     #[error("the stream ended: {0}")]
     Stream(#[from] quinn::WriteError),
-    #[error("the watcher takes nothing")]
+    #[error("the watcher takes nothing, and is let go of; it can go on from where it was")]
     Stall,
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -157,7 +155,12 @@ impl Watch {
     /// What comes after `at`, ready to be sent.
     fn batch(&self, at: Revision) -> Result<Result<Arc<Batch>, Behind>, WatchError> {
         match self.watches.context.state.events_after(at, PULL) {
-            Ok(events) => Ok(Ok(self.watches.renderer.render(&self.start.prefix, at, &events)?)),
+            Ok(events) => Ok(Ok(self.watches.renderer.render(
+                &self.start.prefix,
+                self.start.copy_when_behind,
+                at,
+                &events,
+            )?)),
             Err(EventsError::Behind(behind)) => Ok(Err(behind)),
             Err(EventsError::Storage(error)) => Err(error.into()),
         }
@@ -180,7 +183,9 @@ impl Watch {
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), WatchError> {
-        match tokio::time::timeout(STALL, self.send.write_chunk(bytes)).await {
+        match tokio::time::timeout(self.watches.context.config.watch_stall, self.send.write_chunk(bytes))
+            .await
+        {
             Ok(written) => Ok(written?),
             Err(_) => Err(WatchError::Stall),
         }

@@ -38,6 +38,7 @@ pub(super) struct Batch {
 
 struct Kept {
     prefix: Key,
+    mirrored: bool,
     after: Revision,
     last: Revision,
     batch: Arc<Batch>,
@@ -50,58 +51,63 @@ pub(super) struct Renderer {
 }
 
 impl Renderer {
-    /// `events` come after revision `after`, without a gap.
+    /// `events` come after revision `after`, without a gap. With `mirrored`, the watcher has a copy of the
+    /// subtree, and takes a new one where events do not do.
     pub fn render(
         &self,
         prefix: &Key,
+        mirrored: bool,
         after: Revision,
         events: &[Arc<Event>],
     ) -> Result<Arc<Batch>, EncodeError> {
         let Some(last) = events.last().map(|event| event.revision) else {
             return Ok(Arc::new(Batch { last: after, ..Batch::default() }));
         };
-        let same = |kept: &&Kept| kept.after == after && kept.last == last && kept.prefix == *prefix;
+        let same = |kept: &&Kept| {
+            (kept.after, kept.last, kept.mirrored) == (after, last, mirrored) && kept.prefix == *prefix
+        };
         if let Some(kept) = self.kept.lock().iter().find(same) {
             return Ok(kept.batch.clone());
         }
-        let batch = Arc::new(render(prefix, last, events)?);
+        let batch = Arc::new(render(prefix, mirrored, last, events)?);
         if batch.frames.len() <= KEPT_BYTES {
             let mut kept = self.kept.lock();
             kept.truncate(KEPT - 1);
-            kept.push_front(Kept { prefix: prefix.clone(), after, last, batch: batch.clone() });
+            kept.push_front(Kept { prefix: prefix.clone(), mirrored, after, last, batch: batch.clone() });
         }
         Ok(batch)
     }
 }
 
-fn render(prefix: &Key, last: Revision, events: &[Arc<Event>]) -> Result<Batch, EncodeError> {
+fn render(prefix: &Key, mirrored: bool, last: Revision, events: &[Arc<Event>]) -> Result<Batch, EncodeError> {
     let mut batch = Batch { last, ..Batch::default() };
     let mut frames = Vec::new();
     let (mut frame, mut bytes) = (Vec::new(), 0);
     for event in events {
-        match filter(event, prefix) {
-            Filtered::Nothing => {}
-            Filtered::Pass(event) if planted(Bug::WatchSkip) && event.revision.is_multiple_of(SKIPPED_OF) => {
+        let passed = match filter(event, prefix) {
+            Filtered::Nothing => continue,
+            Filtered::Pass(_) if planted(Bug::WatchSkip) && event.revision.is_multiple_of(SKIPPED_OF) => {
+                continue;
             }
-            Filtered::Copy => {
+            Filtered::Pass(passed) => passed,
+            Filtered::Root(passed) if !mirrored => passed,
+            Filtered::Copy | Filtered::Root(_) => {
                 batch.copy_at = Some(event.revision);
                 batch.last = event.revision;
                 break;
             }
-            Filtered::Pass(event) => {
-                let event = if planted(Bug::WatchHalf) { half(event) } else { event };
-                let cost = event_bytes(&event);
-                if bytes + cost > FRAME_BYTES && !frame.is_empty() {
-                    let full = std::mem::take(&mut frame);
-                    codec::encode_into(FrameKind::Watch, &WatchFrame::Events(full), &mut frames)?;
-                    bytes = 0;
-                }
-                bytes += cost;
-                batch.events += 1;
-                batch.passed = Some(event.revision);
-                frame.push(event);
-            }
+        };
+        let passed = if planted(Bug::WatchHalf) { half(passed) } else { passed };
+        let cost = event_bytes(&passed);
+        if bytes + cost > FRAME_BYTES && !frame.is_empty() {
+            let full = std::mem::take(&mut frame);
+            codec::encode_into(FrameKind::Watch, &WatchFrame::Events(full), &mut frames)?;
+            bytes = 0;
         }
+        bytes += cost;
+        batch.events += 1;
+        batch.passed = Some(event.revision);
+        frame.push(passed);
     }
     if !frame.is_empty() {
         codec::encode_into(FrameKind::Watch, &WatchFrame::Events(frame), &mut frames)?;
@@ -169,24 +175,39 @@ mod tests {
         let renderer = Renderer::default();
         let events = [put(5, "/a/x", 10), put(6, "/b/x", 10), put(7, "/a/y", 10), put(8, "/b/y", 10)];
         let prefix = Key::parse("/a").unwrap();
-        let batch = renderer.render(&prefix, 4, &events).unwrap();
+        let batch = renderer.render(&prefix, true, 4, &events).unwrap();
         assert_eq!(frames(&batch.frames), [vec![5, 7]]);
         assert_eq!((batch.passed, batch.last, batch.events), (Some(7), 8, 2));
-        assert!(Arc::ptr_eq(&batch, &renderer.render(&prefix, 4, &events).unwrap()));
-        let other = renderer.render(&Key::root(), 4, &events).unwrap();
+        assert!(Arc::ptr_eq(&batch, &renderer.render(&prefix, true, 4, &events).unwrap()));
+        let other = renderer.render(&Key::root(), true, 4, &events).unwrap();
         assert_eq!(frames(&other.frames), [vec![5, 6, 7, 8]]);
+    }
+
+    #[test]
+    fn who_has_no_copy_sees_the_watched_directory_go() {
+        let place =
+            Place { key: Key::parse("/a").unwrap(), parent: Ino::ROOT, name: Name::new("a").unwrap() };
+        let changes = vec![Change::Remove { place, ino: Ino(7), kind: Kind::Dir }];
+        let gone = Event { changes, ..(*put(5, "/a", 0)).clone() };
+        let events = [Arc::new(gone), put(6, "/a/x", 10)];
+        let prefix = Key::parse("/a").unwrap();
+        let renderer = Renderer::default();
+        let follower = renderer.render(&prefix, false, 4, &events).unwrap();
+        assert_eq!((frames(&follower.frames), follower.copy_at), (vec![vec![5, 6]], None));
+        let mirror = renderer.render(&prefix, true, 4, &events).unwrap();
+        assert_eq!((mirror.events, mirror.copy_at), (0, Some(5)));
     }
 
     #[test]
     fn large_events_get_frames_of_their_own() {
         let events: Vec<_> = (1..=4).map(|revision| put(revision, "/a", 700 << 10)).collect();
-        let batch = Renderer::default().render(&Key::root(), 0, &events).unwrap();
+        let batch = Renderer::default().render(&Key::root(), true, 0, &events).unwrap();
         assert_eq!(frames(&batch.frames), [vec![1], vec![2], vec![3], vec![4]]);
     }
 
     #[test]
     fn nothing_new_is_an_empty_batch() {
-        let batch = Renderer::default().render(&Key::root(), 9, &[]).unwrap();
+        let batch = Renderer::default().render(&Key::root(), true, 9, &[]).unwrap();
         assert_eq!((batch.last, batch.passed, batch.frames.len()), (9, None, 0));
     }
 }

@@ -13,7 +13,8 @@ use tokio::io::BufReader;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use super::endpoint::explain_lost;
-use crate::codec::{self, EncodeError, FrameKind};
+use crate::codec::{self, DecodeError, EncodeError, FrameKind};
+use crate::transport::close;
 use crate::wire::{Answer, Call, Failure, Hello, Reply, Request, Status, WatchStart};
 
 /// Calls that may be under way on one connection; more wait for their turn.
@@ -195,9 +196,19 @@ impl WatchStream {
     pub fn addr(&self) -> &str {
         &self.connection.addr
     }
-    /// Why the connection has ended, if it has.
-    pub fn ended(&self) -> Option<String> {
-        self.connection.ended()
+    /// Why nothing more comes, after reading has failed with `error`.
+    pub fn explain(&self, error: &DecodeError) -> String {
+        if let Some(why) = self.connection.ended() {
+            return why;
+        }
+        let reset = match error {
+            DecodeError::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref()),
+            _ => None,
+        };
+        match reset {
+            Some(quinn::ReadError::Reset(code)) => close::explain(code.into_inner()),
+            _ => error.to_string(),
+        }
     }
     /// The connection that it is on.
     pub fn connection(&self) -> Arc<Connection> {

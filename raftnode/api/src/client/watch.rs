@@ -213,7 +213,7 @@ impl Watcher {
             let frame = match frame {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return End::Lost("the node ended the watch".into()),
-                Err(error) => return End::Lost(stream.ended().unwrap_or_else(|| error.to_string())),
+                Err(error) => return End::Lost(stream.explain(&error)),
             };
             let frame = match self.position.accept(frame) {
                 Accept::Show(frame) => frame,

@@ -39,7 +39,7 @@ impl Mirror {
     pub fn watch(&mut self, tables: &MemTables, event: &Event) -> bool {
         match filter(event, &self.prefix) {
             Filtered::Nothing => false,
-            Filtered::Copy => {
+            Filtered::Copy | Filtered::Root(_) => {
                 self.copy(tables);
                 true
             }
