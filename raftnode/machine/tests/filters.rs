@@ -48,7 +48,7 @@ fn each_change_from_where_the_watcher_stands() {
         ("/w", put(key("/ww"), "v"), "nothing"),
         ("/w", put(key("/w/f"), "v"), "update /w/f"),
         ("/w", delete("/w/d", true), "remove /w/d/x, remove /w/d"),
-        ("/w", delete("/w", true), "root: remove /w/d/x, remove /w/d, remove /w/f, remove /w"),
+        ("/w", delete("/w", true), "root: remove /w/f, remove /w/d/x, remove /w/d, remove /w"),
         ("/w", touch(key("/w").into()), "attr /w"),
         ("/w", touch(Ino::ROOT.into()), "nothing"),
         ("/", touch(Ino::ROOT.into()), "attr /"),
