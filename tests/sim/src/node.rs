@@ -242,15 +242,13 @@ impl Node {
     /// Index of the last entry of its log, if it runs.
     pub fn last_index(&self) -> Option<u64> {
         let metrics = self.running.as_ref()?.raft.metrics();
-        let last = metrics.borrow_watched().last_log_index;
-        last
+        metrics.borrow_watched().last_log_index
     }
 
     /// Why it has failed, if it runs and has.
     pub fn failure(&self) -> Option<String> {
         let metrics = self.running.as_ref()?.raft.metrics();
-        let failed = metrics.borrow_watched().running_state.as_ref().err().map(ToString::to_string);
-        failed
+        metrics.borrow_watched().running_state.as_ref().err().map(ToString::to_string)
     }
 }
 
