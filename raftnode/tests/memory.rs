@@ -102,7 +102,7 @@ async fn watchers_that_do_not_read_cost_little() {
     assert_eq!(seen.len(), PUTS, "the reader misses nothing");
     assert!(seen.windows(2).all(|two| two[0] < two[1]) && seen[0] > from);
     // Queued whole for each, it would be 900 MiB. The log in memory and the state take their share.
-    let (grew, queued) = (grown(before), WATCHERS * PUTS * VALUE >> 20);
+    let (grew, queued) = (grown(before), (WATCHERS * PUTS * VALUE) >> 20);
     eprintln!("{WATCHERS} watchers that do not read, {queued} MiB withheld: {grew} MiB more");
     assert!(grew < 450, "{grew} MiB more");
     cluster.end().await;
