@@ -13,10 +13,13 @@ use parking_lot::{Condvar, Mutex};
 use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::client::ClientError;
 use quorumfs_api::command::Command;
+use quorumfs_api::denials::Denials;
 use quorumfs_api::event::Event;
+use quorumfs_api::key::{Key, Name};
 use quorumfs_api::limits::VALUE_MAX_LIMIT;
 use quorumfs_api::outcome::{Done, Outcome, Refusal};
 use quorumfs_api::record::{Ino, Kind, LeaseId, Record, Revision};
+use quorumfs_api::rights::{Access, Rights, Sight};
 use tokio::sync::{Notify, watch};
 
 use crate::attr::{self, Attr, Overrides};
@@ -28,6 +31,7 @@ use crate::mirror::{At, Mirror, Net, OutOfStep, difference};
 use crate::replay::expect::Replayer;
 use crate::replay::queue::Queue;
 use crate::report::{Link, Mounted};
+use crate::rights::MountRights;
 use crate::store::Store;
 
 /// How long the kernel may believe what it was told: as good as for ever, because it is told of
@@ -95,6 +99,8 @@ pub struct State {
     pub looked_again: HashSet<(u32, At)>,
     /// The largest value that the nodes accept, from when they last refused a larger one.
     pub value_max: Option<(u64, Instant)>,
+    /// What this mount may do, once it was told.
+    pub rights: Option<MountRights>,
     /// The kernel has not been told yet of what the mirror has: nothing is replayed.
     pub held_back: bool,
     /// Of which files. Who reads them through the page cache still gets what the kernel believes in, with
@@ -140,6 +146,8 @@ pub struct Core {
     pub settled: Notify,
     /// When the leader could not be reached by a probe.
     pub down: Mutex<Option<Instant>>,
+    /// What was denied goes to the log, but not without end.
+    pub denials: Denials,
     invalidate: std::sync::OnceLock<Box<dyn Invalidate>>,
     stopping: AtomicBool,
 }
@@ -159,6 +167,7 @@ impl Core {
             unlocked: watch::Sender::new(0),
             settled: Notify::new(),
             down: Mutex::new(None),
+            denials: Denials::default(),
             invalidate: std::sync::OnceLock::new(),
             stopping: AtomicBool::new(false),
         })
@@ -216,6 +225,23 @@ impl Core {
         };
         self.publish(revision, stale, unlocked).await;
         Ok(())
+    }
+
+    /// What this mount may do from here on, below the prefix that it shows.
+    pub fn may(&self, prefix: &Key, rights: Rights) {
+        if rights.sight(prefix) == Sight::Hidden {
+            tracing::warn!("nothing is shown: {}", rights.refusal("this mount", "read", prefix, Access::Read));
+        }
+        self.state.lock().rights = Some(MountRights { prefix: prefix.clone(), rights });
+    }
+
+    /// Refuses what the policy would refuse later, when it may be too late for the program to notice.
+    pub fn check_write(&self, state: &State, dir: Ino, name: Option<&Name>) -> Result<()> {
+        let Some(rights) = &state.rights else { return Ok(()) };
+        rights.check_write(&state.mirror, dir, name).map_err(|why| {
+            self.denials.log(&why);
+            Errno::EACCES
+        })
     }
 
     /// Nothing more happened up to that revision.
@@ -342,8 +368,13 @@ impl Core {
                 Ok(Ok((revision, done)))
             }
             Err(refusal) => {
-                if let Refusal::ValueTooLarge { limit, .. } = &refusal {
-                    self.state.lock().value_max = Some((*limit, Instant::now()));
+                match &refusal {
+                    Refusal::ValueTooLarge { limit, .. } => {
+                        self.state.lock().value_max = Some((*limit, Instant::now()));
+                    }
+                    Refusal::Denied(why) => self.denials.log(why),
+                    Refusal::BadPolicy(_) => tracing::error!("{refusal}"),
+                    _ => {}
                 }
                 // A refusal is about the tree of that revision: the caller may look at it next.
                 let _ = self.wait_for(revision, deadline).await;

@@ -87,6 +87,8 @@ impl From<&Refusal> for Errno {
             Refusal::Deadlock(_) => Errno::EDEADLK,
             Refusal::TooMany(_) => Errno::E2BIG,
             Refusal::NoAttribute => Errno::ENODATA,
+            Refusal::Denied(_) => Errno::EACCES,
+            Refusal::BadPolicy(_) => Errno::EINVAL,
         }
     }
 }

@@ -59,6 +59,10 @@ pub async fn run(core: Arc<Core>, client: Client, prefix: Key, progress: watch::
                     core.progress(revision).await;
                     Ok(())
                 }
+                WatchItem::Rights(rights) => {
+                    core.may(&prefix, rights);
+                    Ok(())
+                }
                 WatchItem::Compacted(_) => Err(OutOfStep("the event log was compacted".to_string())),
                 WatchItem::Connected(addr) => {
                     tracing::info!(%addr, "the mirror follows this node");

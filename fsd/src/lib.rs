@@ -34,5 +34,6 @@ pub mod locked;
 pub mod mirror;
 pub mod replay;
 pub mod report;
+pub mod rights;
 pub mod serve;
 pub mod store;

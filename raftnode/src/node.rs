@@ -221,6 +221,7 @@ impl Node {
             leases: Leases::default(),
             clock: Arc::new(Clock::default()),
             metrics,
+            denials: Default::default(),
             draining: Stop::default(),
             stop: Stop::default(),
             state: store.state,

@@ -58,7 +58,7 @@ impl Cluster {
             scratch,
         };
         cluster.certs_command(&["init", cluster.certs.to_str().unwrap()]);
-        cluster.issue_client("client");
+        cluster.issue_client("admin");
         let mut places = places.into_iter();
         let first = cluster.prepare(places.next().expect("a cluster has a node"));
         first.init();

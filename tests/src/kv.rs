@@ -33,7 +33,7 @@ pub struct Member {
 impl Kv {
     /// As the client called `client`.
     pub fn new(nodes: String, certs: &Path) -> Kv {
-        Kv { nodes, certs: certs.to_path_buf(), name: "client".into(), timeout: "10s".into() }
+        Kv { nodes, certs: certs.to_path_buf(), name: "admin".into(), timeout: "10s".into() }
     }
 
     /// The same as somebody else.

@@ -165,7 +165,7 @@ fn what_prints_prints_json_too() {
     assert_eq!(record["key"], "/json/dir/f");
     assert_eq!(record["value"], "value");
     assert_eq!(record["version"], 1);
-    assert_eq!(record["author"], "client");
+    assert_eq!(record["author"], "admin");
     for arguments in [
         &["get", "--prefix", "/json"][..],
         &["ls", "/json"],

@@ -106,6 +106,7 @@ impl Fs {
     fn open_writer(&self, state: &mut State, caller: Caller, node: NodeId, flags: i32) -> Result<Opened> {
         let size = match state.kernel.resolve(node, &state.mirror) {
             Object::Real(ino) => {
+                self.core.check_write(state, ino, None)?;
                 let record = &state.mirror.get(ino).ok_or(Errno::ESTALE)?.record;
                 check_file(record.kind)?;
                 record.value.len()
@@ -180,6 +181,7 @@ impl Fs {
                 };
                 return Ok((entry, opened));
             }
+            self.core.check_write(state, at.0, Some(&at.1))?;
             let owner = self.owner(state, dir, caller, mode, Kind::File);
             let sync = self.core.rules.sync || flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
             // What cannot be written through this handle is as it will be.

@@ -66,6 +66,7 @@ impl Store {
         let proposal = Proposal {
             time: Timestamp(self.time),
             author: "test".into(),
+            node: false,
             session: None,
             value_max: VALUE_MAX_DEFAULT,
             store_max: STORE_MAX_DEFAULT,

@@ -418,6 +418,8 @@ pub struct Proposal {
     pub time: Timestamp,
     /// Name in the certificate of who asked.
     pub author: String,
+    /// Whether that is a node's certificate: nothing is denied to nodes.
+    pub node: bool,
     /// The session that asked, with the number of the request in it (from 1), and the number below
     /// which the client has seen all results. `None` for what is harmless to repeat.
     pub session: Option<RequestId>,

@@ -8,11 +8,13 @@ pub mod bug;
 pub mod client;
 pub mod codec;
 pub mod command;
+pub mod denials;
 pub mod event;
 pub mod key;
 pub mod limits;
 pub mod outcome;
 pub mod record;
+pub mod rights;
 pub mod transport;
 pub mod wire;
 

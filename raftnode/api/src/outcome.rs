@@ -118,4 +118,10 @@ pub enum Refusal {
     /// Whoever holds the lock waits, directly or through others, for one of the asker's own.
     #[error("deadlock: process {} of session {} holds the lock and waits for the asker", .0.pid, .0.owner.session)]
     Deadlock(HeldLock),
+    /// The policy does not allow it.
+    #[error("denied: {0}")]
+    Denied(String),
+    /// What was to become the policy is none, or not a good one.
+    #[error("the policy is refused: {0}")]
+    BadPolicy(String),
 }

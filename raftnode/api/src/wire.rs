@@ -15,6 +15,7 @@ use crate::event::Event;
 use crate::key::{Key, Name};
 use crate::outcome::Outcome;
 use crate::record::{Ino, LeaseId, Record, Revision};
+use crate::rights::Rights;
 
 /// First frame of each stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub enum WatchFrame {
     /// `after` is older than what the event log keeps; the watch ends. The oldest revision from which
     /// a watch can resume is given.
     Compacted(Revision),
+    /// What the watcher may do from here on: what it may not see is left out. Sent first, and whenever
+    /// the policy changes it; then, if it asked for copies, a copy follows.
+    Rights(Rights),
 }
 
 /// One object of a copy.
@@ -128,6 +132,8 @@ pub enum Call {
     Locks(Ino),
     /// A change of the cluster. Leader only.
     Admin(Admin),
+    /// What the one who asks may do. Any node.
+    Rights,
 }
 
 /// How fresh an answer has to be.
@@ -221,6 +227,13 @@ pub enum Answer {
     Locks(Vec<HeldLock>),
     /// To `Admin`.
     Done,
+    /// To `Rights`.
+    Rights {
+        /// Revision that wrote the policy; 0 where there is none.
+        policy: Revision,
+        /// The rights.
+        rights: Rights,
+    },
 }
 
 /// About a lease.

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use quorumfs_api::client::{ClientError, WatchItem};
+use quorumfs_api::rights::{Access, Sight};
 use quorumfs_api::wire::WatchStart;
 use quorumfs_api::{Change, Event, Key, Kind, Record};
 use serde_json::{Map, Value};
@@ -42,6 +43,7 @@ pub async fn watch(context: &Context, args: WatchArgs) -> Result<(), Error> {
         Wanted::Key(key) => key.clone(),
         Wanted::Prefix(prefix) => prefix.dir.clone(),
     };
+    let watched = prefix.clone();
     let begun = Instant::now();
     let mut connected = false;
     let mut left = args.count.unwrap_or(u64::MAX);
@@ -103,6 +105,12 @@ pub async fn watch(context: &Context, args: WatchArgs) -> Result<(), Error> {
             }
             Some(WatchItem::CopyBegin { .. } | WatchItem::CopyPart(_) | WatchItem::CopyEnd) => {}
             Some(WatchItem::Progress(revision)) => seen = revision,
+            Some(WatchItem::Rights(rights)) => {
+                if rights.sight(&watched) == Sight::Hidden {
+                    let name = &context.client.settings().name;
+                    return Err(ClientError::Denied(rights.refusal(name, "watch", &watched, Access::Read)).into());
+                }
+            }
         }
     }
     Ok(())

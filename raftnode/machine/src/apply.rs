@@ -1,18 +1,23 @@
 //! Applying a committed proposal: once for each request, all or nothing, with one event for each new
 //! revision.
 
+use std::sync::Arc;
+
 use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::command::{Command, Proposal};
 use quorumfs_api::event::Event;
 use quorumfs_api::limits::{EVENT_LOG_BYTES, EVENT_LOG_REVISIONS};
 use quorumfs_api::outcome::{Done, Outcome, Refusal};
 use quorumfs_api::record::{Ino, Kind, Timestamp};
+use quorumfs_policy::InForce;
 
+use crate::guard::Author;
 use crate::lock::Wanted;
 use crate::rows::{self, Counters, NodeRow, Wait};
 use crate::session::{self, Recalled};
 use crate::state::{State, Step, Stop};
 use crate::tables::{ReadTables, StorageError, Table, Tables};
+use crate::view;
 use crate::write::Open;
 
 /// What came of applying one proposal.
@@ -58,6 +63,7 @@ pub fn init<T: Tables + ?Sized>(tables: &mut T) -> Result<(), StorageError> {
         store_bytes: 0,
         next_ino: Ino::ROOT.0 + 1,
         event_bytes: 0,
+        policy: 0,
     };
     tables.put(Table::Nodes, &rows::number(Ino::ROOT.0), rows::encode(&root)?)?;
     tables.put(Table::Meta, rows::counters_key(), rows::encode(&counters)?)
@@ -69,7 +75,28 @@ pub fn init<T: Tables + ?Sized>(tables: &mut T) -> Result<(), StorageError> {
 /// When the storage fails or holds something that cannot be read: the node must stop. Nothing was
 /// written then, unless writing itself failed.
 pub fn apply<T: Tables + ?Sized>(tables: &mut T, proposal: &Proposal) -> Result<Applied, StorageError> {
+    let mut in_force = view::policy(tables)?.into();
+    apply_under(tables, &mut in_force, proposal)
+}
+
+/// The same for those who apply many: `in_force` is what [`view::policy`] gives for these tables, and
+/// is kept so.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_under<T: Tables + ?Sized>(
+    tables: &mut T,
+    in_force: &mut Arc<InForce>,
+    proposal: &Proposal,
+) -> Result<Applied, StorageError> {
     let before = rows::counters(tables)?;
+    debug_assert_eq!(before.policy, in_force.revision, "the policy is not that of the tables");
+    let author = Author::new(in_force, proposal);
+    if let Err(refusal) = author.check(tables, proposal)? {
+        // Not remembered: it is new if it is asked again under another policy.
+        let outcome = Outcome { revision: before.revision, result: Err(refusal) };
+        return Ok(Applied { outcome, event: None });
+    }
     if let Some(request) = proposal.session {
         match session::recall(tables, request)? {
             Recalled::New => {}
@@ -81,10 +108,17 @@ pub fn apply<T: Tables + ?Sized>(tables: &mut T, proposal: &Proposal) -> Result<
             }
         }
     }
-    let mut state = State::new(tables, before, proposal);
-    let ran = state.run(&proposal.command).and_then(|done| state.check_quota(before).map(|()| done));
+    let mut state = State::new(tables, before, proposal, author);
+    let ran = state.run(&proposal.command).and_then(|done| {
+        state.check_quota(before)?;
+        Ok((done, state.new_policy(before)?))
+    });
+    let mut new_policy = None;
     let result = match ran {
-        Ok(done) => Ok(done),
+        Ok((done, policy)) => {
+            new_policy = policy;
+            Ok(done)
+        }
         Err(Stop::Refused(refusal)) => {
             state.roll_back(before);
             Err(refusal)
@@ -94,6 +128,9 @@ pub fn apply<T: Tables + ?Sized>(tables: &mut T, proposal: &Proposal) -> Result<
     match state.finish(before, result) {
         Ok((outcome, event)) => {
             state.rows.commit()?;
+            if let Some(policy) = new_policy {
+                *in_force = Arc::new(policy);
+            }
             Ok(Applied { outcome, event })
         }
         Err(Stop::Storage(error)) => Err(error),

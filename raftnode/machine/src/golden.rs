@@ -73,6 +73,7 @@ fn proposals() -> Vec<Proposal> {
     let propose = |(i, command)| Proposal {
         time: Timestamp(1_000 + i as i64),
         author: "alice".to_string(),
+        node: false,
         session: (i == 6).then_some(RequestId { session: lease, number: 2, done_below: 2 }),
         value_max: 1 << 20,
         store_max: 2 << 30,

@@ -33,7 +33,8 @@ impl<T: Tables + ?Sized> State<'_, T> {
 
     /// Ends a lease that has to be there.
     pub fn revoke(&mut self, lease: LeaseId) -> Step {
-        self.lease(lease)?;
+        let row = self.lease(lease)?;
+        self.check_lease(lease, &row)?;
         self.end(lease)?;
         Ok(Done::Ok)
     }

@@ -8,6 +8,7 @@
 pub mod apply;
 mod attr;
 pub mod filter;
+mod guard;
 #[cfg(test)]
 mod golden;
 mod lease;
@@ -19,6 +20,7 @@ mod range;
 mod rename;
 mod rows;
 mod session;
+pub mod sight;
 mod size;
 mod state;
 pub mod tables;
@@ -28,8 +30,9 @@ pub mod view;
 mod walk;
 mod write;
 
-pub use apply::{Applied, apply, init};
+pub use apply::{Applied, apply, apply_under, init};
 pub use filter::{Filtered, filter};
+pub use sight::see;
 pub use size::{EVENT_BYTES_MAX, change_bytes, event_bytes};
 pub use tables::{MemTables, ReadTables, StorageError, Table, Tables};
 pub use view::{Compacted, Copy, Meta, Page, PageLimit};

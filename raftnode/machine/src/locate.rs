@@ -6,6 +6,7 @@ use quorumfs_api::key::{Key, Name};
 use quorumfs_api::outcome::Refusal;
 use quorumfs_api::record::{Ino, Kind};
 
+use crate::guard::Purpose;
 use crate::path::{self, Walked};
 use crate::rows::{self, Entry, NodeRow};
 use crate::state::{State, Step};
@@ -65,11 +66,24 @@ impl Object {
 }
 
 impl<T: Tables + ?Sized> State<'_, T> {
-    /// Finds a name. With `parents`, missing directories on the way are made for that owner.
+    /// Finds a name, to change what has it. With `parents`, missing directories on the way are made for
+    /// that owner. What the policy says comes before what is there: a refusal tells nothing of that.
     pub fn locate(&mut self, at: &At, parents: Option<Owner>) -> Step<Located> {
+        self.locate_for(Purpose::Write, at, parents)
+    }
+
+    /// The same, to make a directory there: whoever may write below may make the way.
+    pub fn locate_dir(&mut self, at: &At, parents: Option<Owner>) -> Step<Located> {
+        self.locate_for(Purpose::MakeDir, at, parents)
+    }
+
+    fn locate_for(&mut self, purpose: Purpose, at: &At, parents: Option<Owner>) -> Step<Located> {
         match at {
-            At::Key(key) => self.locate_key(key, parents),
-            At::Entry(dir, name) => Ok(Located::Spot(self.locate_entry(*dir, name)?)),
+            At::Key(key) => {
+                self.check_write(purpose, key)?;
+                self.locate_key(key, parents)
+            }
+            At::Entry(dir, name) => Ok(Located::Spot(self.locate_entry(purpose, *dir, name)?)),
         }
     }
 
@@ -111,7 +125,7 @@ impl<T: Tables + ?Sized> State<'_, T> {
         Ok(dir)
     }
 
-    fn locate_entry(&mut self, dir: Ino, name: &Name) -> Step<Spot> {
+    fn locate_entry(&mut self, purpose: Purpose, dir: Ino, name: &Name) -> Step<Spot> {
         let Some(row) = rows::read::<NodeRow, _>(&self.rows, &rows::number(dir.0))? else {
             return Err(Refusal::Stale(dir).into());
         };
@@ -120,14 +134,16 @@ impl<T: Tables + ?Sized> State<'_, T> {
             return Err(Refusal::NotDirectory(dir_key.to_string()).into());
         }
         let key = dir_key.join(name).map_err(|error| Refusal::NameTooLong(error.to_string()))?;
+        self.check_write(purpose, &key)?;
         let entry = path::entry(&self.rows, dir, name)?;
         Ok(Spot { place: Place { key, parent: dir, name: name.clone() }, entry })
     }
 
-    /// An object by its number.
+    /// An object by its number, to change it.
     pub fn object(&self, ino: Ino) -> Step<Object> {
         let row = rows::read(&self.rows, &rows::number(ino.0))?.ok_or(Refusal::Stale(ino))?;
         let place = self.place_of(ino, &row)?;
+        self.check_write(Purpose::Write, place.as_ref().map_or(&Key::root(), |place| &place.key))?;
         Ok(Object { ino, row, place })
     }
 

@@ -37,7 +37,9 @@ impl<T: Tables + ?Sized> State<'_, T> {
         if rows::read::<NodeRow, _>(&self.rows, &rows::number(ino.0))?.is_none() {
             return Err(Refusal::Stale(ino).into());
         }
-        self.lease(wanted.owner.session)?;
+        self.check_lock(ino, kind)?;
+        let session = self.lease(wanted.owner.session)?;
+        self.check_lease(wanted.owner.session, &session)?;
         let mut held = self.held(ino)?;
         let conflict = held.iter().find(|lock| is_in_the_way(lock, wanted.owner, &wanted.lock));
         match conflict.copied().filter(|_| !planted(Bug::LockTwice)) {
@@ -135,6 +137,9 @@ impl<T: Tables + ?Sized> State<'_, T> {
     /// Gives up an owner's locks in a range. It works whatever is there, and is never too many.
     pub fn unlock(&mut self, ino: Ino, owner: LockOwner, range: Range) -> Step {
         check_range(range)?;
+        if let Some(session) = rows::read(&self.rows, &rows::number(owner.session.0))? {
+            self.check_lease(owner.session, &session)?;
+        }
         let mut held = self.held(ino)?;
         if carve(&mut held, owner, range).any {
             self.forget_session(ino, owner.session, &held);

@@ -6,10 +6,12 @@ use std::cmp::Ordering;
 use bytes::Bytes;
 use quorumfs_api::key::{Key, Name};
 use quorumfs_api::record::{Ino, Kind};
+use quorumfs_api::rights::{Access, Rights, Sight};
 use quorumfs_api::wire::Prefix;
 
 use crate::path;
 use crate::rows;
+use crate::sight;
 use crate::tables::{ReadTables, StorageError};
 use crate::view::{Page, PageLimit};
 use crate::walk::Walk;
@@ -21,6 +23,7 @@ pub(crate) fn range<T: ReadTables + ?Sized>(
     after: Option<&Key>,
     limit: PageLimit,
     keys_only: bool,
+    rights: &Rights,
 ) -> Result<Page, StorageError> {
     let (dir, deep, begin) = match prefix {
         Prefix::Tree(dir) => (dir, true, Bytes::new()),
@@ -42,6 +45,7 @@ pub(crate) fn range<T: ReadTables + ?Sized>(
             dirs.push(key.clone());
         }
     }
+    let everything = rights.covers(dir, Access::Read);
     let mut bytes = 0;
     while let Some(step) = walk.next(tables)? {
         if step.depth == 1 && !step.name.as_bytes().starts_with(&begin) {
@@ -53,17 +57,21 @@ pub(crate) fn range<T: ReadTables + ?Sized>(
         }
         dirs.truncate(step.depth);
         let key = join(dirs.last().unwrap_or(dir), &step.name)?;
+        let sight = if everything { Sight::Full } else { rights.sight(&key) };
         if step.entry.kind == Kind::Dir {
-            if deep {
+            if deep && sight != Sight::Hidden {
                 dirs.push(key.clone());
             } else {
                 walk.skip();
             }
         }
+        if !sight.shows(step.entry.kind) {
+            continue;
+        }
         let row = rows::node(tables, step.entry.ino)?;
         let value = if keys_only { Bytes::new() } else { rows::value(tables, step.entry.ino, &row)? };
         bytes += key.as_bytes().len() + value.len();
-        page.items.push((key, row.into_record(step.entry.ino, value)));
+        page.items.push((key, sight::veil(sight, row.into_record(step.entry.ino, value))));
     }
     Ok(page)
 }

@@ -27,6 +27,10 @@ impl<T: Tables + ?Sized> State<'_, T> {
             (_, Some(same)) if same == moved => return Ok(Done::Ok),
             _ => {}
         }
+        if moved.kind == Kind::Dir || to.entry.is_some_and(|other| other.kind == Kind::Dir) {
+            self.check_tree(&from.place.key)?;
+            self.check_tree(&to.place.key)?;
+        }
         self.check_loop(moved, &from, &to)?;
         match to.entry {
             Some(other) if mode == RenameMode::Exchange => self.exchange(from, moved, to, other)?,

@@ -35,6 +35,8 @@ pub(crate) struct Counters {
     pub next_ino: u64,
     /// Bytes that the event log takes.
     pub event_bytes: u64,
+    /// Revision that wrote the policy; 0 where there is none.
+    pub policy: Revision,
 }
 
 /// A record without its value, with where it is.

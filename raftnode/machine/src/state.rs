@@ -9,6 +9,7 @@ use quorumfs_api::limits::{DELETE_TREE_MAX, RECORD_COST};
 use quorumfs_api::outcome::{Done, Refusal};
 use quorumfs_api::record::{Ino, Kind, LeaseId, Record, Revision};
 
+use crate::guard::Author;
 use crate::overlay::Overlay;
 use crate::path;
 use crate::rows::{self, Counters, Entry, LeaseRow, NodeRow, Row};
@@ -50,6 +51,7 @@ pub(crate) struct State<'a, T: Tables + ?Sized> {
     pub rows: Overlay<'a, T>,
     pub counters: Counters,
     pub proposal: &'a Proposal,
+    pub author: Author<'a>,
     pub changes: Vec<Change>,
     /// Whether anything changed, be it nothing that watchers see.
     pub changed: bool,
@@ -61,11 +63,17 @@ pub(crate) struct State<'a, T: Tables + ?Sized> {
 }
 
 impl<'a, T: Tables + ?Sized> State<'a, T> {
-    pub fn new(tables: &'a mut T, counters: Counters, proposal: &'a Proposal) -> Self {
+    pub fn new(
+        tables: &'a mut T,
+        counters: Counters,
+        proposal: &'a Proposal,
+        author: Author<'a>,
+    ) -> Self {
         State {
             rows: Overlay::new(tables),
             counters,
             proposal,
+            author,
             changes: Vec::new(),
             changed: false,
             renamed_bytes: 0,
@@ -257,6 +265,7 @@ impl<'a, T: Tables + ?Sized> State<'a, T> {
         };
         if let Some(lease) = new {
             let mut bound = self.lease(lease)?;
+            self.check_lease(lease, &bound)?;
             if row.lease == new {
                 return Ok(());
             }

@@ -20,7 +20,7 @@ const SYMLINK_MODE: u32 = 0o777;
 impl<T: Tables + ?Sized> State<'_, T> {
     /// Makes a directory.
     pub fn mkdir(&mut self, at: &At, parents: bool, owner: Owner) -> Step {
-        let (existing, text) = match self.locate(at, parents.then_some(owner))? {
+        let (existing, text) = match self.locate_dir(at, parents.then_some(owner))? {
             Located::Root => (Entry { ino: Ino::ROOT, kind: Kind::Dir }, "/".to_string()),
             Located::Spot(spot) => match spot.entry {
                 Some(entry) => (entry, spot.text()),
@@ -94,6 +94,7 @@ impl<T: Tables + ?Sized> State<'_, T> {
         }
         let mut doomed: Vec<(Place, Entry)> = place.map(|place| (place, entry)).into_iter().collect();
         if entry.kind == Kind::Dir {
+            self.check_delete(&key)?;
             self.collect(entry.ino, key, &mut doomed)?;
         }
         let count = doomed.len() as u64;

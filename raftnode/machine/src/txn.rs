@@ -33,6 +33,7 @@ impl<T: Tables + ?Sized> State<'_, T> {
     }
 
     fn holds(&self, comparison: &Compare) -> Step<bool> {
+        self.check_compare(comparison)?;
         let number = |key: &Key, of: fn(&NodeRow) -> u64| -> Step<u64> {
             Ok(self.compared(key)?.map_or(0, |(_, row)| of(&row)))
         };

@@ -1,17 +1,21 @@
 //! Reading the state: all that a node answers without the log.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use quorumfs_api::command::HeldLock;
 use quorumfs_api::event::Event;
 use quorumfs_api::key::Key;
 use quorumfs_api::record::{Ino, Kind, LeaseId, Record, Revision};
+use quorumfs_api::rights::{Access, Rights, Sight};
 use quorumfs_api::wire::{LeaseInfo, Node, Prefix};
+use quorumfs_policy::InForce;
 
+use crate::guard;
 use crate::rows::{self, LeaseRow, NodeRow};
 use crate::tables::{ReadTables, StorageError, Table};
 use crate::walk::Walk;
-use crate::{lease as leasing, path, range as ranging};
+use crate::{lease as leasing, path, range as ranging, sight};
 
 /// The counters of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,12 +73,34 @@ pub fn meta<T: ReadTables + ?Sized>(tables: &T) -> Result<Meta, StorageError> {
     })
 }
 
+/// The policy in force, or that there is none.
+pub fn policy<T: ReadTables + ?Sized>(tables: &T) -> Result<InForce, StorageError> {
+    match rows::counters(tables)?.policy {
+        0 => Ok(InForce::none()),
+        revision => guard::load(tables, revision),
+    }
+}
+
 /// One key's record with its value. Symlinks are not followed.
 pub fn get<T: ReadTables + ?Sized>(tables: &T, key: &Key) -> Result<Option<Record>, StorageError> {
     match path::find(tables, key)? {
         Some(entry) => existing(tables, entry.ino).map(Some),
         None => Ok(None),
     }
+}
+
+/// What somebody with these rights sees of a key.
+pub fn get_seen<T: ReadTables + ?Sized>(
+    tables: &T,
+    key: &Key,
+    rights: &Rights,
+) -> Result<Option<Record>, StorageError> {
+    let sight = rights.sight(key);
+    if sight == Sight::Hidden {
+        return Ok(None);
+    }
+    let record = get(tables, key)?.filter(|record| sight.shows(record.kind));
+    Ok(record.map(|record| sight::veil(sight, record)))
 }
 
 /// The record of an inode with its value.
@@ -113,28 +139,76 @@ pub fn range<T: ReadTables + ?Sized>(
     limit: PageLimit,
     keys_only: bool,
 ) -> Result<Page, StorageError> {
-    ranging::range(tables, prefix, after, limit, keys_only)
+    range_seen(tables, prefix, after, limit, keys_only, &Rights::all())
+}
+
+/// The same of what somebody with these rights sees.
+pub fn range_seen<T: ReadTables + ?Sized>(
+    tables: &T,
+    prefix: &Prefix,
+    after: Option<&Key>,
+    limit: PageLimit,
+    keys_only: bool,
+    rights: &Rights,
+) -> Result<Page, StorageError> {
+    ranging::range(tables, prefix, after, limit, keys_only, rights)
 }
 
 /// A copy of a subtree under way: all below a key, parents first, siblings in order of their names.
 /// The key itself is not among them: its record is what [`get`] says.
 pub struct Copy {
     walk: Option<Walk>,
+    lens: Option<Lens>,
+}
+
+/// Leaves out what an identity does not see.
+struct Lens {
+    rights: Arc<Rights>,
+    /// The keys of the directories down to where the walk is.
+    dirs: Vec<Key>,
 }
 
 impl Copy {
     /// Begins one. Where `root` is no directory, it is empty.
     pub fn begin<T: ReadTables + ?Sized>(tables: &T, root: &Key) -> Result<Copy, StorageError> {
         let dir = path::find(tables, root)?.filter(|entry| entry.kind == Kind::Dir);
-        Ok(Copy { walk: dir.map(|entry| Walk::below(entry.ino)) })
+        Ok(Copy { walk: dir.map(|entry| Walk::below(entry.ino)), lens: None })
+    }
+
+    /// Begins one of what somebody with these rights sees.
+    pub fn begin_seen<T: ReadTables + ?Sized>(
+        tables: &T,
+        root: &Key,
+        rights: &Arc<Rights>,
+    ) -> Result<Copy, StorageError> {
+        if rights.covers(root, Access::Read) {
+            return Copy::begin(tables, root);
+        }
+        if rights.sight(root) == Sight::Hidden {
+            return Ok(Copy { walk: None, lens: None });
+        }
+        let mut copy = Copy::begin(tables, root)?;
+        if let Some(walk) = copy.walk.as_mut().filter(|_| rights.sight(root) == Sight::Way) {
+            walk.only(tables, rights.ways(root))?;
+        }
+        copy.lens = Some(Lens { rights: rights.clone(), dirs: vec![root.clone()] });
+        Ok(copy)
     }
 
     /// The next object. `tables` have to be the same, unchanged, for the whole copy.
     pub fn next<T: ReadTables + ?Sized>(&mut self, tables: &T) -> Result<Option<Node>, StorageError> {
         let Some(walk) = &mut self.walk else { return Ok(None) };
-        let Some(step) = walk.next(tables)? else { return Ok(None) };
-        let record = existing(tables, step.entry.ino)?;
-        Ok(Some(Node { parent: step.parent, name: step.name, record }))
+        while let Some(step) = walk.next(tables)? {
+            let sight = match &mut self.lens {
+                Some(lens) => sight::at(tables, walk, &step, &mut lens.dirs, &lens.rights)?,
+                None => Sight::Full,
+            };
+            if sight.shows(step.entry.kind) {
+                let record = sight::veil(sight, existing(tables, step.entry.ino)?);
+                return Ok(Some(Node { parent: step.parent, name: step.name, record }));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -206,6 +280,12 @@ pub fn leases<T: ReadTables + ?Sized>(tables: &T) -> Result<Vec<LeaseInfo>, Stor
         ControlFlow::Continue(())
     })?;
     failed.map_or(Ok(leases), Err)
+}
+
+/// Who was granted a lease, if it exists.
+pub fn lease_author<T: ReadTables + ?Sized>(tables: &T, id: LeaseId) -> Result<Option<String>, StorageError> {
+    let row: Option<LeaseRow> = rows::read(tables, &rows::number(id.0))?;
+    Ok(row.map(|row| row.author))
 }
 
 /// One lease with its keys, in order of their inodes.

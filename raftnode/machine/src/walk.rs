@@ -113,6 +113,20 @@ impl Walk {
         self.enter = None;
     }
 
+    /// Of what is in the directory that was handed out last, goes on with these names alone, which come
+    /// in order.
+    pub fn only<T: ReadTables + ?Sized>(&mut self, tables: &T, names: Vec<Name>) -> Result<(), StorageError> {
+        let Some(dir) = self.enter.take() else { return Ok(()) };
+        let mut page = VecDeque::new();
+        for name in names {
+            if let Some(entry) = rows::read(tables, &rows::entry(dir, name.as_bytes()))? {
+                page.push_back((name, entry));
+            }
+        }
+        self.levels.push(Level { dir, page, next: None });
+        Ok(())
+    }
+
     /// The next object.
     pub fn next<T: ReadTables + ?Sized>(&mut self, tables: &T) -> Result<Option<Step>, StorageError> {
         if let Some(dir) = self.enter.take() {

@@ -210,6 +210,7 @@ mod tests {
         let proposal = Proposal {
             time: Timestamp(0),
             author: "a".into(),
+            node: false,
             session: None,
             value_max: 0,
             store_max: 0,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use certs::Identity;
 use quorumfs_api::codec::{self, DecodeError, FrameKind};
 use quorumfs_api::limits::FRAME_MAX;
 use quorumfs_api::wire::{Answer, Call, Failure, Reply, Request};
@@ -12,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
-use super::{Context, admin, failures, info, read, write};
+use super::{Context, admin, denial, failures, info, read, who, write};
 use crate::endpoint::CLOSE_SILENT;
 use crate::metrics::{RequestKind, RequestResult};
 
@@ -53,7 +54,7 @@ type Ready = (Bytes, OwnedSemaphorePermit);
 /// What each request of a stream needs.
 struct Stream {
     context: Arc<Context>,
-    author: Arc<str>,
+    identity: Arc<Identity>,
     room: Arc<ConnectionRoom>,
     replies: mpsc::UnboundedSender<Ready>,
     reply_room: Arc<Semaphore>,
@@ -67,14 +68,14 @@ pub(super) async fn serve(
     context: Arc<Context>,
     send: quinn::SendStream,
     recv: quinn::RecvStream,
-    author: Arc<str>,
+    identity: Arc<Identity>,
     room: Arc<ConnectionRoom>,
 ) -> Result<(), DecodeError> {
     // Bounded by `reply_room`, which counts bytes where a channel would count messages.
     let (replies, ready) = mpsc::unbounded_channel();
     let reply_room = Arc::new(Semaphore::new(REPLY_BYTES));
     let writer = tokio::spawn(write_replies(send, ready));
-    let stream = Arc::new(Stream { context, author, room, replies, reply_room });
+    let stream = Arc::new(Stream { context, identity, room, replies, reply_room });
     let served = read_requests(&stream, recv).await;
     // Requests that are under way hold the stream too; the writer ends when the last is answered.
     drop(stream);
@@ -140,7 +141,7 @@ fn kind_of(call: &Call) -> RequestKind {
         Call::Range { .. } => RequestKind::Range,
         Call::Barrier => RequestKind::Barrier,
         Call::KeepAlive(_) => RequestKind::KeepAlive,
-        Call::Status | Call::Leases(_) | Call::Locks(_) => RequestKind::Info,
+        Call::Status | Call::Leases(_) | Call::Locks(_) | Call::Rights => RequestKind::Info,
         Call::Admin(_) => RequestKind::Admin,
     }
 }
@@ -177,37 +178,50 @@ impl Stream {
         turn: &mut Option<read::Turn>,
     ) -> Result<Answer, Failure> {
         let context = &self.context;
+        let who = who(&self.identity);
+        // What is written is judged when it is applied.
+        if !matches!(call, Call::Write { .. }) {
+            denial::check_identity(context, who)?;
+        }
         match call {
-            Call::Write { session, command } => write::write(context, &self.author, session, command).await,
+            Call::Write { session, command } => write::write(context, who, session, command).await,
             Call::Get { key, consistency } => {
                 read::fresh(context, consistency, until).await?;
                 *turn = Some(read::Turn::wait(context, &self.room).await?);
-                read::get(context, &key)
+                read::get(context, who, &key)
             }
             Call::Range { prefix, keys_only, after, limit, consistency } => {
                 read::fresh(context, consistency, until).await?;
                 *turn = Some(read::Turn::wait(context, &self.room).await?);
-                read::range(context, prefix, keys_only, after, limit).await
+                read::range(context, who, prefix, keys_only, after, limit).await
             }
             Call::Barrier => {
                 context.linear.read(until).await?;
                 Ok(Answer::Barrier(read::revision(context)?))
             }
             Call::Status => info::status(context).map(|status| Answer::Status(Box::new(status))),
-            Call::KeepAlive(lease) => write::keep_alive(context, lease, until).await,
+            Call::KeepAlive(lease) => write::keep_alive(context, who, lease, until).await,
             Call::Leases(lease) => {
                 // The leader's word is the freshest; another node answers what it has.
                 if context.leases.leads() {
                     context.linear.read(until).await?;
                 }
                 *turn = Some(read::Turn::wait(context, &self.room).await?);
-                info::leases(context, lease).await
+                info::leases(context, who, lease).await
             }
             Call::Locks(ino) => {
                 context.linear.read(until).await?;
-                info::locks(context, ino)
+                info::locks(context, who, ino)
             }
-            Call::Admin(change) => admin::change(context, change, until).await,
+            Call::Admin(change) => {
+                denial::check_admin(context, who)?;
+                admin::change(context, change, until).await
+            }
+            Call::Rights => {
+                let policy = context.state.policy();
+                let rights = policy.rights(who).as_ref().clone();
+                Ok(Answer::Rights { policy: policy.revision, rights })
+            }
         }
     }
 

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use quorumfs_api::Key;
 use quorumfs_api::record::{Ino, LeaseId};
+use quorumfs_api::rights::Access;
 use quorumfs_api::wire::{Answer, Failure, Member, Status};
 use quorumfs_machine::view;
+use quorumfs_policy::Who;
 use quorumfs_store::StoredMembership;
 
-use super::{Context, failures, read};
+use super::{Context, denial, failures, read};
 use crate::progress;
 
 /// Most leases that one answer names.
@@ -48,8 +51,15 @@ pub fn status(context: &Context) -> Result<Status, Failure> {
     })
 }
 
-/// One lease with its keys, or all without.
-pub(super) async fn leases(context: &Arc<Context>, lease: Option<LeaseId>) -> Result<Answer, Failure> {
+/// One lease with its keys, or all without. Of others' leases only admins hear, where there is a policy.
+pub(super) async fn leases(
+    context: &Arc<Context>,
+    who: Who<'_>,
+    lease: Option<LeaseId>,
+) -> Result<Answer, Failure> {
+    if let Some(lease) = lease {
+        denial::check_lease(context, who, lease)?;
+    }
     let state = context.state.clone();
     let read = tokio::task::spawn_blocking(move || {
         state.read(|tables| match lease {
@@ -61,6 +71,9 @@ pub(super) async fn leases(context: &Arc<Context>, lease: Option<LeaseId>) -> Re
     if let (Some(lease), true) = (lease, found.is_empty()) {
         return Err(Failure::NoLease(lease));
     }
+    if denial::is_governed(context, who) {
+        found.retain(|info| info.author == who.name);
+    }
     found.truncate(LEASES_MAX);
     for info in &mut found {
         info.remaining_ms = context.leases.remaining(info.id).map(|left| left.as_millis() as u64);
@@ -69,6 +82,17 @@ pub(super) async fn leases(context: &Arc<Context>, lease: Option<LeaseId>) -> Re
 }
 
 /// The locks on a file.
-pub(super) fn locks(context: &Context, ino: Ino) -> Result<Answer, Failure> {
+pub(super) fn locks(context: &Context, who: Who<'_>, ino: Ino) -> Result<Answer, Failure> {
+    let key = context.state.read(|tables| {
+        let rights = tables.policy().rights(who);
+        if rights.covers(&Key::root(), Access::Read) {
+            return Ok(None);
+        }
+        let key = view::key_of(tables, ino)?.filter(|key| rights.access(key) < Access::Read);
+        Ok(key.map(|key| (key, rights)))
+    });
+    if let Some((key, rights)) = key.map_err(read::broken)? {
+        return Err(denial::refuse(context, &rights, who, "read the locks of", &key));
+    }
     context.state.read(|tables| view::locks(tables, ino)).map(Answer::Locks).map_err(read::broken)
 }

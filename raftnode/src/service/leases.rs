@@ -4,6 +4,7 @@ use quorumfs_api::command::Command;
 use quorumfs_api::record::LeaseId;
 use quorumfs_api::wire::{Failure, LeaseInfo};
 use quorumfs_machine::{StorageError, view};
+use quorumfs_policy::Who;
 use tokio::time::Instant;
 
 use super::{Context, write};
@@ -40,7 +41,7 @@ impl Host for Context {
 
     async fn expire(&self, leases: Vec<LeaseId>) -> Result<(), Failure> {
         let count = leases.len() as u64;
-        write::propose(self, AUTHOR, None, Command::LeaseExpire { leases }).await?;
+        write::propose(self, Who { name: AUTHOR, node: true }, None, Command::LeaseExpire { leases }).await?;
         self.metrics.leases_expired.increment(count);
         Ok(())
     }

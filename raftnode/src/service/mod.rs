@@ -2,6 +2,7 @@
 
 mod admin;
 mod calls;
+mod denial;
 pub mod failures;
 pub mod info;
 mod leases;
@@ -15,16 +16,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use certs::Identity;
+use certs::{Identity, Role};
 use quorumfs_api::codec::{self, DecodeError, FrameKind};
-use quorumfs_api::wire::Hello;
+use quorumfs_api::command::Command;
+use quorumfs_api::denials::Denials;
+use quorumfs_api::outcome::Outcome;
+use quorumfs_api::wire::{Failure, Hello};
+use quorumfs_policy::Who;
 use quorumfs_store::{Raft, State};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::bounds::Bounds;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::endpoint::{CLOSE_PROTOCOL, CLOSE_STOPPING};
+use crate::endpoint::{CLOSE_DENIED, CLOSE_PROTOCOL, CLOSE_STOPPING};
 use crate::lease::Leases;
 use crate::metrics::NodeMetrics;
 use crate::stop::Stop;
@@ -37,6 +42,11 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const HELLOS: usize = 256;
 /// Streams for calls that one connection may have; each has buffers of its own, and one is enough.
 const CALL_STREAMS: usize = 4;
+
+/// Somebody, as the policy takes it.
+pub(crate) fn who(identity: &Identity) -> Who<'_> {
+    Who { name: &identity.name, node: identity.role == Role::Node }
+}
 
 /// All that is needed to answer a client.
 pub struct Context {
@@ -58,6 +68,8 @@ pub struct Context {
     pub bounds: Bounds,
     /// What is counted.
     pub metrics: NodeMetrics,
+    /// What was denied goes to the log, but not without end.
+    pub denials: Denials,
     /// Raised when new requests are no longer taken.
     pub draining: Stop,
     /// Raised when everything ends.
@@ -80,22 +92,33 @@ impl Service {
 
     /// Serves one connection until it ends.
     pub async fn connection(&self, connection: quinn::Connection, identity: Identity) {
-        let author: Arc<str> = identity.name.as_str().into();
+        let identity = Arc::new(identity);
         let place = Arc::new(calls::ConnectionRoom::new(self.context.config.requests_per_connection));
         let call_streams = Arc::new(AtomicUsize::new(0));
         let hellos = Arc::new(Semaphore::new(HELLOS));
+        let mut policies = self.context.state.policies();
         loop {
+            // What is denied altogether by now, or from now on, is cut off.
+            policies.mark_unchanged();
+            if let Some(why) = denial::cut_off(&self.context, who(&identity)) {
+                self.context.denials.log(&why);
+                return connection.close(CLOSE_DENIED, why.as_bytes());
+            }
             let Ok(turn) = hellos.clone().acquire_owned().await else { return };
             let stream = tokio::select! {
                 stream = connection.accept_bi() => stream,
+                changed = policies.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
                 () = self.context.stop.raised() => return connection.close(CLOSE_STOPPING, b"the node is stopping"),
             };
             let Ok((send, recv)) = stream else { return };
-            let (service, author, place, call_streams) =
-                (self.clone(), author.clone(), place.clone(), call_streams.clone());
+            let (service, identity, place, call_streams) =
+                (self.clone(), identity.clone(), place.clone(), call_streams.clone());
             let connection = connection.clone();
             tokio::spawn(async move {
-                if let Err(error) = service.stream(send, recv, turn, author, place, &call_streams).await {
+                if let Err(error) = service.stream(send, recv, turn, identity, place, &call_streams).await {
                     // A stream that was reset is the client's way to end it; anything else is an
                     // error in its program, and it is told so.
                     match &error {
@@ -115,7 +138,7 @@ impl Service {
         mut send: quinn::SendStream,
         mut recv: quinn::RecvStream,
         turn: OwnedSemaphorePermit,
-        author: Arc<str>,
+        identity: Arc<Identity>,
         room: Arc<calls::ConnectionRoom>,
         call_streams: &AtomicUsize,
     ) -> Result<(), DecodeError> {
@@ -132,7 +155,7 @@ impl Service {
         match hello {
             None => Ok(()),
             Some(Hello::Watch(start)) => {
-                self.watches.serve(start, send, recv).await;
+                self.watches.serve(identity, start, send, recv).await;
                 Ok(())
             }
             Some(Hello::Calls) => {
@@ -141,7 +164,7 @@ impl Service {
                     call_streams.fetch_sub(1, Ordering::AcqRel);
                     return Ok(());
                 }
-                let served = calls::serve(self.context.clone(), send, recv, author, room).await;
+                let served = calls::serve(self.context.clone(), send, recv, identity, room).await;
                 call_streams.fetch_sub(1, Ordering::AcqRel);
                 served
             }

@@ -1,20 +1,21 @@
 //! Changing the store: everything goes through the log.
 
 use quorumfs_api::command::{Command, Proposal, RequestId};
-use quorumfs_api::outcome::{Done, Outcome};
+use quorumfs_api::outcome::{Done, Outcome, Refusal};
 use quorumfs_api::record::LeaseId;
 use quorumfs_api::wire::{Answer, Failure};
 use quorumfs_machine::view;
+use quorumfs_policy::Who;
 use quorumfs_store::Logged;
 use tokio::time::Instant;
 
-use super::{Context, failures, read};
+use super::{Context, denial, failures, read};
 use crate::lease::Renewal;
 
 /// Proposes `command` for `author`, and waits for its outcome.
 pub(super) async fn write(
     context: &Context,
-    author: &str,
+    who: Who<'_>,
     session: Option<RequestId>,
     command: Command,
 ) -> Result<Answer, Failure> {
@@ -25,10 +26,13 @@ pub(super) async fn write(
         Command::LeaseRevoke { lease } => Some(*lease),
         _ => None,
     };
-    let outcome = propose(context, author, session, command).await?;
+    let outcome = propose(context, who, session, command).await?;
     // Whoever writes in a session is alive.
     if let Some(id) = session {
         context.leases.renew(id.session);
+    }
+    if let Err(Refusal::Denied(why)) = &outcome.result {
+        context.denials.log(why);
     }
     match (&outcome.result, revokes) {
         (Ok(Done::Lease { id, ttl_ms }), _) => context.leases.granted(*id, *ttl_ms),
@@ -42,13 +46,14 @@ pub(super) async fn write(
 /// openraft takes all that have come together.
 pub async fn propose(
     context: &Context,
-    author: &str,
+    who: Who<'_>,
     session: Option<RequestId>,
     command: Command,
 ) -> Result<Outcome, Failure> {
     let proposal = Proposal {
         time: context.clock.now(),
-        author: author.to_owned(),
+        author: who.name.to_owned(),
+        node: who.node,
         session,
         value_max: context.config.value_max,
         store_max: context.config.store_max,
@@ -63,8 +68,14 @@ pub async fn propose(
 
 /// Renews a lease, after a quorum has confirmed that this node leads: a leader that was deposed
 /// without knowing must not promise anything.
-pub(super) async fn keep_alive(context: &Context, lease: LeaseId, until: Instant) -> Result<Answer, Failure> {
+pub(super) async fn keep_alive(
+    context: &Context,
+    who: Who<'_>,
+    lease: LeaseId,
+    until: Instant,
+) -> Result<Answer, Failure> {
     context.linear.read(until).await?;
+    denial::check_lease(context, who, lease)?;
     match context.leases.renew(lease) {
         Renewal::Renewed(ttl) => Ok(Answer::KeptAlive(ttl.as_millis() as u64)),
         Renewal::Ending => Err(Failure::NoLease(lease)),

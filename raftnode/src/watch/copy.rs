@@ -7,8 +7,10 @@ use bytes::Bytes;
 use quorumfs_api::Key;
 use quorumfs_api::codec::{self, FrameKind};
 use quorumfs_api::record::Revision;
+use quorumfs_api::rights::Rights;
 use quorumfs_api::wire::{Node, WatchFrame};
 use quorumfs_machine::view;
+use quorumfs_policy::Who;
 use quorumfs_store::{SnapshotView, State};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -38,6 +40,10 @@ impl Default for Copies {
 pub(super) struct Copy {
     /// As of when it is.
     pub revision: Revision,
+    /// Revision that wrote the policy of then.
+    pub policy: Revision,
+    /// What may be seen by it.
+    pub rights: Arc<Rights>,
     frames: mpsc::Receiver<Result<Bytes, WatchError>>,
     _turn: OwnedSemaphorePermit,
 }
@@ -50,26 +56,29 @@ impl Copy {
 }
 
 impl Copies {
-    /// Begins a copy of `prefix` as it is now.
-    pub async fn begin(&self, state: &State, prefix: &Key) -> Result<Copy, WatchError> {
+    /// Begins a copy of what `who` sees of `prefix` now.
+    pub async fn begin(&self, state: &State, prefix: &Key, who: Who<'_>) -> Result<Copy, WatchError> {
         let turn = self.0.clone().acquire_owned().await.map_err(|_| WatchError::Stopped)?;
         let view = state.snapshot_view().await?;
-        let revision = view.revision();
+        let (revision, policy) = (view.revision(), view.policy().revision);
+        let rights = view.policy().rights(who);
         let (sender, frames) = mpsc::channel(QUEUE);
         let prefix = prefix.clone();
+        let seen = rights.clone();
         // It ends early when the receiver is gone.
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = make(&view, &prefix, &sender) {
+            if let Err(error) = make(&view, &prefix, &seen, &sender) {
                 let _ = sender.blocking_send(Err(error));
             }
         });
-        Ok(Copy { revision, frames, _turn: turn })
+        Ok(Copy { revision, policy, rights, frames, _turn: turn })
     }
 }
 
 fn make(
     view: &SnapshotView,
     prefix: &Key,
+    rights: &Arc<Rights>,
     out: &mpsc::Sender<Result<Bytes, WatchError>>,
 ) -> Result<(), WatchError> {
     let send = |frame: &WatchFrame| -> Result<ControlFlow<()>, WatchError> {
@@ -80,13 +89,13 @@ fn make(
             ControlFlow::Break(())
         })
     };
-    let root = view::get(view, prefix)?;
+    let root = view::get_seen(view, prefix, rights)?;
     if send(&WatchFrame::CopyBegin { revision: view.revision(), root })?.is_break() {
         return Ok(());
     }
     let mut part: Vec<Node> = Vec::new();
     let mut bytes = 0;
-    let mut copy = view::Copy::begin(view, prefix)?;
+    let mut copy = view::Copy::begin_seen(view, prefix, rights)?;
     while let Some(node) = copy.next(view)? {
         let cost = NODE_BYTES + node.name.as_bytes().len() + node.record.value.len() + xattr_bytes(&node);
         if bytes + cost > PART_BYTES && !part.is_empty() {

@@ -9,15 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use certs::Identity;
 use quorumfs_api::codec::{self, EncodeError, FrameKind};
 use quorumfs_api::record::Revision;
+use quorumfs_api::rights::Rights;
 use quorumfs_api::wire::{WatchFrame, WatchStart};
 use quorumfs_machine::StorageError;
-use quorumfs_store::{Behind, EventsError};
+use quorumfs_machine::sight::next_policy;
+use quorumfs_store::{AppliedAt, Behind, EventsError};
 use tokio::time::Instant;
 
 use crate::endpoint::{CLOSE_BUSY, CLOSE_SILENT, CLOSE_STOPPING};
-use crate::service::Context;
+use crate::service::{Context, who};
 use render::{Batch, Renderer};
 
 /// Most events that are pulled at a time.
@@ -58,14 +61,20 @@ impl Watches {
     }
 
     /// Serves one watch until either side ends it.
-    pub async fn serve(&self, start: WatchStart, mut send: quinn::SendStream, recv: quinn::RecvStream) {
+    pub async fn serve(
+        &self,
+        identity: Arc<Identity>,
+        start: WatchStart,
+        mut send: quinn::SendStream,
+        recv: quinn::RecvStream,
+    ) {
         let Some(_place) = self.context.bounds.watch() else {
             tracing::warn!("a watch was refused: there are too many");
             let _ = send.reset(CLOSE_BUSY);
             return;
         };
         let ended = send.stopped();
-        let mut watch = Watch { watches: self.clone(), start, send, told: None };
+        let mut watch = Watch { watches: self.clone(), identity, start, send, told: None, sight: None };
         let result = tokio::select! {
             result = watch.run() => result,
             _ = ended => Ok(()),
@@ -95,8 +104,11 @@ impl Watches {
 /// One watch.
 struct Watch {
     watches: Watches,
+    identity: Arc<Identity>,
     start: WatchStart,
     send: quinn::SendStream,
+    /// What the watcher may see, and the revision of the policy that says so.
+    sight: Option<(Revision, Arc<Rights>)>,
     /// Up to where the watcher knows that it has everything.
     told: Option<Revision>,
 }
@@ -111,9 +123,17 @@ impl Watch {
         };
         let mut spoke = Instant::now() - PROGRESS;
         loop {
-            let newest = applied.borrow_and_update().revision;
+            // Events may be newer than this; those that come after another policy are left for later.
+            let AppliedAt { revision: newest, policy, .. } = *applied.borrow_and_update();
+            let (policy, rights) = match &self.sight {
+                Some((known, rights)) if *known >= policy => (*known, rights.clone()),
+                _ => {
+                    at = self.obey(at).await?;
+                    continue;
+                }
+            };
             if at < newest {
-                match self.batch(at)? {
+                match self.batch(at, policy, &rights)? {
                     Ok(batch) => {
                         if !batch.frames.is_empty() {
                             self.write(batch.frames.clone()).await?;
@@ -152,15 +172,50 @@ impl Watch {
         }
     }
 
-    /// What comes after `at`, ready to be sent.
-    fn batch(&self, at: Revision) -> Result<Result<Arc<Batch>, Behind>, WatchError> {
+    /// Takes another policy up for a watcher that has everything up to `at`, and says up to where it has
+    /// everything then: what it did not see before may be older.
+    async fn obey(&mut self, at: Revision) -> Result<Revision, WatchError> {
+        let in_force = self.watches.context.state.policy();
+        let rights = in_force.rights(who(&self.identity));
+        let changed = self.see(in_force.revision, rights).await?;
+        // A watcher that is resumed behind the policy may have seen by another one.
+        if changed && at < in_force.revision && self.start.copy_when_behind {
+            return self.copy().await;
+        }
+        Ok(at)
+    }
+
+    /// What the watcher may see from here on. Tells it, if that is something else than before.
+    async fn see(&mut self, policy: Revision, rights: Arc<Rights>) -> Result<bool, WatchError> {
+        let before = self.sight.replace((policy, rights.clone()));
+        if before.is_some_and(|(_, before)| before == rights) {
+            return Ok(false);
+        }
+        self.write_frame(&WatchFrame::Rights(rights.as_ref().clone())).await?;
+        Ok(true)
+    }
+
+    /// What comes after `at` and before another policy than this, ready to be sent.
+    fn batch(
+        &self,
+        at: Revision,
+        policy: Revision,
+        rights: &Arc<Rights>,
+    ) -> Result<Result<Arc<Batch>, Behind>, WatchError> {
         match self.watches.context.state.events_after(at, PULL) {
-            Ok(events) => Ok(Ok(self.watches.renderer.render(
-                &self.start.prefix,
-                self.start.copy_when_behind,
-                at,
-                &events,
-            )?)),
+            Ok(mut events) => {
+                let other = next_policy(events.iter().map(|event| event.as_ref()), policy);
+                if let Some(other) = other {
+                    events.retain(|event| event.revision < other);
+                }
+                Ok(Ok(self.watches.renderer.render(
+                    &self.start.prefix,
+                    self.start.copy_when_behind,
+                    rights,
+                    at,
+                    &events,
+                )?))
+            }
             Err(EventsError::Behind(behind)) => Ok(Err(behind)),
             Err(EventsError::Storage(error)) => Err(error.into()),
         }
@@ -169,7 +224,8 @@ impl Watch {
     /// Sends a copy of the subtree, and says as of which revision.
     async fn copy(&mut self) -> Result<Revision, WatchError> {
         let watches = self.watches.clone();
-        let mut copy = watches.copies.begin(&watches.context.state, &self.start.prefix).await?;
+        let mut copy = watches.copies.begin(&watches.context.state, &self.start.prefix, who(&self.identity)).await?;
+        self.see(copy.policy, copy.rights.clone()).await?;
         while let Some(frame) = copy.next().await {
             self.write(frame?).await?;
         }

@@ -254,6 +254,7 @@ mod tests {
         let proposal = Proposal {
             time: Timestamp(5),
             author: "me".into(),
+            node: false,
             session: None,
             value_max: 1,
             store_max: 2,

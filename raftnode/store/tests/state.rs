@@ -227,7 +227,7 @@ async fn events_come_from_memory_from_the_tables_or_not_at_all() {
     let log: Vec<_> = (0..10_300).map(|index| put(index, "/k", index.to_string())).collect();
     apply(&mut store.machine, log[..100].to_vec()).await.unwrap();
     assert!(applied.has_changed().unwrap());
-    assert_eq!(*applied.borrow_and_update(), AppliedAt { index: 99, revision: 100 });
+    assert_eq!(*applied.borrow_and_update(), AppliedAt { index: 99, revision: 100, policy: 0 });
     let revisions = |store: &Store, after, max| -> Vec<u64> {
         store.state.events_after(after, max).unwrap().iter().map(|event| event.revision).collect()
     };

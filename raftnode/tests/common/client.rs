@@ -158,8 +158,18 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next frame; `None` when the watch has ended.
+    /// The next frame that does not tell rights; `None` when the watch has ended.
     pub async fn next(&mut self) -> Option<WatchFrame> {
+        loop {
+            match self.frame().await {
+                Some(WatchFrame::Rights(_)) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The next frame; `None` when the watch has ended.
+    pub async fn frame(&mut self) -> Option<WatchFrame> {
         within("a watch frame", codec::read(FrameKind::Watch, &mut self.recv)).await.unwrap()
     }
 
@@ -168,7 +178,7 @@ impl Watch {
         within("a watch frame", codec::read(FrameKind::Watch, &mut self.recv)).await.ok().flatten()
     }
 
-    /// The next frame that is no `Progress`.
+    /// The next frame that is neither progress nor rights.
     pub async fn next_news(&mut self) -> Option<WatchFrame> {
         loop {
             match self.next().await {

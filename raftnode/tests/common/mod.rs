@@ -20,6 +20,9 @@ pub use client::Client;
 /// How long anything may take in a test, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The client that is admin where there is no policy.
+pub const ADMIN: &str = "admin";
+
 /// Polls until `good` gives something.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut good: impl FnMut() -> F) -> T {
     let until = Instant::now() + PATIENCE;
@@ -76,6 +79,7 @@ impl Site {
         let authority = Authority::create(&dir.path().join("certs"), Validity::days(10), false).unwrap();
         let site = Site { dir, authority };
         site.client("tester");
+        site.client(ADMIN);
         site
     }
 
@@ -176,9 +180,9 @@ impl Cluster {
         self.configs[id as usize - 1].listen
     }
 
-    /// A client of node `id`.
+    /// A client of node `id`, who may do everything.
     pub async fn client(&self, id: u64) -> Client {
-        Client::connect(self.addr(id), &Paths::in_dir(&self.site.certs(), "tester")).await.unwrap()
+        Client::connect(self.addr(id), &Paths::in_dir(&self.site.certs(), ADMIN)).await.unwrap()
     }
 
     /// Id of the leader, as all nodes that run see it.

@@ -20,7 +20,7 @@ const CALL_TIME: Duration = Duration::from_secs(10);
 /// Time to live of a session.
 const SESSION_TTL: Duration = Duration::from_secs(30);
 /// The identity of the benchmark.
-const IDENTITY: &str = "bench";
+const IDENTITY: &str = "admin";
 
 /// The running cluster, and its mounts.
 pub struct QuorumCluster {

@@ -156,7 +156,7 @@ fn build(options: &Options, seed: u64, network: Network, runtime: &Runtime, keep
     let settings = Settings {
         nodes,
         certs: cluster.certs().to_path_buf(),
-        name: "client".into(),
+        name: "admin".into(),
         timeout: Duration::from_secs(4),
     };
     let places = cluster.ids().into_iter().zip(nets).collect();

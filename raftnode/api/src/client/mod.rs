@@ -41,6 +41,7 @@ use crate::command::{Command, HeldLock};
 use crate::key::Key;
 use crate::outcome::Outcome;
 use crate::record::{Ino, LeaseId, Record, Revision};
+use crate::rights::Rights;
 use crate::wire::{Admin, Answer, Call, Consistency, LeaseInfo, Prefix, Status, WatchStart};
 use pool::Pool;
 
@@ -213,6 +214,14 @@ impl Client {
         }
     }
 
+    /// What this identity may do, and the revision that wrote the policy (0 where there is none).
+    pub async fn rights(&self, timeout: Duration) -> Result<(Revision, Rights), ClientError> {
+        match self.call_any(Call::Rights, timeout).await? {
+            Answer::Rights { policy, rights } => Ok((policy, rights)),
+            other => Err(unexpected("what may be done", &other)),
+        }
+    }
+
     /// Changes the cluster.
     pub async fn admin(&self, admin: Admin, timeout: Duration) -> Result<(), ClientError> {
         match self.call(Call::Admin(admin), timeout).await? {
@@ -250,6 +259,7 @@ fn unexpected(asked: &str, answer: &Answer) -> ClientError {
         Answer::Leases(_) => "leases",
         Answer::Locks(_) => "locks",
         Answer::Done => "nothing but success",
+        Answer::Rights { .. } => "what may be done",
     };
     ClientError::Protocol { addr: "a node".into(), reason: format!("{asked} was answered with {kind}") }
 }

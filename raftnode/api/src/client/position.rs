@@ -70,7 +70,7 @@ impl Position {
                 // A node that is behind what another one showed.
                 _ => Accept::Skip,
             },
-            WatchFrame::Compacted(_) => Accept::Show(frame),
+            WatchFrame::Compacted(_) | WatchFrame::Rights(_) => Accept::Show(frame),
         }
     }
 

@@ -17,6 +17,7 @@ use super::position::{Accept, Position};
 use crate::codec::{self, FrameKind};
 use crate::event::Event;
 use crate::record::{Record, Revision};
+use crate::rights::Rights;
 use crate::wire::{Node, WatchFrame, WatchStart};
 
 /// Frames that wait for the reader. While it is full nothing is read, and QUIC's flow control holds
@@ -49,6 +50,8 @@ pub enum WatchItem {
     Events(Vec<Event>),
     /// Everything up to this revision was seen.
     Progress(Revision),
+    /// What we may do from here on, by the cluster's policy.
+    Rights(Rights),
     /// The position is older than what the node keeps (only without `copy_when_behind`); the watch
     /// ends. The oldest revision after which a watch can begin is given.
     Compacted(Revision),
@@ -227,6 +230,7 @@ impl Watcher {
                 WatchFrame::Events(events) => (WatchItem::Events(events), false),
                 WatchFrame::Progress(revision) => (WatchItem::Progress(revision), false),
                 WatchFrame::Compacted(oldest) => (WatchItem::Compacted(oldest), true),
+                WatchFrame::Rights(rights) => (WatchItem::Rights(rights), false),
             };
             if self.items.send(item).await.is_err() || last {
                 return End::Done;

@@ -6,6 +6,7 @@ use quorumfs_api::command::{
     AttrChange, HeldLock, LockKind, LockOwner, Range, Relation, RequestId, Special, TimeChange, XattrMode,
 };
 use quorumfs_api::record::Device;
+use quorumfs_api::rights::{Access, Grant, Rights};
 use quorumfs_api::wire::{
     Admin, Answer, Call, Consistency, Failure, Hello, LeaseInfo, Member, Node, Prefix, Reply, Request,
     Status, WatchFrame, WatchStart,
@@ -20,6 +21,14 @@ fn key(text: &'static str) -> Key {
 }
 fn name(text: &'static str) -> Name {
     Name::new(text).unwrap()
+}
+
+fn rights() -> Rights {
+    let grant = |path, access, line| Grant { path: key(path), access, line };
+    let grants = [grant("/", Access::Read, 4), grant("/a", Access::Write, 300), grant("/b", Access::None, 0)];
+    let mut rights = Rights::new(true, grants);
+    rights.cut_off = Some(9);
+    rights
 }
 
 pub fn record() -> Record {
@@ -174,6 +183,7 @@ fn calls() -> Vec<(&'static str, Call)> {
         ("remove", Call::Admin(Admin::Remove(2))),
         ("transfer", Call::Admin(Admin::Transfer(None))),
         ("snapshot", Call::Admin(Admin::Snapshot)),
+        ("rights", Call::Rights),
     ]
 }
 
@@ -220,6 +230,8 @@ fn answers() -> Vec<(&'static str, Result<Answer, Failure>)> {
         ("too-many", written(Err(Refusal::TooMany("x".into())))),
         ("no-attribute", written(Err(Refusal::NoAttribute))),
         ("deadlock", written(Err(Refusal::Deadlock(held())))),
+        ("policy-denies", written(Err(Refusal::Denied("no".into())))),
+        ("bad-policy", written(Err(Refusal::BadPolicy("line 1, column 2: no".into())))),
         ("got", Ok(Answer::Got { revision: 12, record: Some(record()) })),
         ("range-answer", Ok(Answer::Range { revision: 12, items: vec![(key("/a"), record())], more: true })),
         ("barrier-answer", Ok(Answer::Barrier(12))),
@@ -256,6 +268,7 @@ fn answers() -> Vec<(&'static str, Result<Answer, Failure>)> {
         ),
         ("locks-answer", Ok(Answer::Locks(vec![held()]))),
         ("done", Ok(Answer::Done)),
+        ("rights", Ok(Answer::Rights { policy: 7, rights: rights() })),
         ("not-leader", Err(Failure::NotLeader(Some(member)))),
         ("no-quorum", Err(Failure::NoQuorum)),
         ("busy", Err(Failure::Busy("x".into()))),
@@ -297,6 +310,7 @@ fn watch_frames() -> Vec<(&'static str, WatchFrame)> {
         ("events", WatchFrame::Events(vec![event])),
         ("progress", WatchFrame::Progress(12)),
         ("compacted", WatchFrame::Compacted(3)),
+        ("rights", WatchFrame::Rights(rights())),
     ]
 }
 
@@ -317,6 +331,7 @@ pub fn messages() -> Vec<(String, Vec<u8>)> {
         let proposal = Proposal {
             time: Timestamp(1_700_000_000_000_000_000),
             author: "host-a".into(),
+            node: false,
             session,
             value_max: 1 << 20,
             store_max: 2 << 30,

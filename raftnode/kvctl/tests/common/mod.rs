@@ -67,7 +67,7 @@ impl Cluster {
     pub fn start(size: u64) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(&dir.path().join("pki"), Validity::days(10), false).unwrap();
-        authority.issue(&Request::client("client").unwrap()).unwrap();
+        authority.issue(&Request::client("admin").unwrap()).unwrap();
         let mut cluster = Cluster { dir, authority, nodes: Vec::new() };
         for id in 1..=size {
             cluster.add(id);
@@ -119,7 +119,7 @@ impl Cluster {
         Settings::resolve(Overrides {
             nodes: Some(self.addrs()),
             certs: Some(self.certs()),
-            name: Some("client".into()),
+            name: Some("admin".into()),
             timeout: Some(PATIENCE),
         })
         .unwrap()

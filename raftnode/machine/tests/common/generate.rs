@@ -260,6 +260,7 @@ impl Stamper {
         Proposal {
             time: Timestamp(self.time),
             author: op.author.to_string(),
+            node: false,
             session,
             value_max: op.value_max,
             store_max: op.store_max,

@@ -80,6 +80,7 @@ pub fn proposal(command: Command) -> Proposal {
     Proposal {
         time: Timestamp(1_000),
         author: "alice".to_string(),
+        node: false,
         session: None,
         value_max: 8 << 20,
         store_max: u64::MAX >> 1,

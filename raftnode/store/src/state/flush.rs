@@ -160,7 +160,8 @@ fn again(error: &StorageError) -> StorageError {
 fn view(inner: &Inner) -> Result<SnapshotView, StorageError> {
     let durable = inner.durable.borrow().clone();
     let base = inner.layers.read().base.clone().ok_or_else(closed)?;
-    Ok(SnapshotView { base, position: Arc::new(durable.position), revision: durable.revision })
+    let super::Durable { position, revision, policy } = durable;
+    Ok(SnapshotView { base, position: Arc::new(position), revision, policy })
 }
 
 /// Brings all that is applied now to disk.
@@ -175,7 +176,11 @@ fn flush(inner: &Inner) -> Result<(), StorageError> {
         let database = base.database().clone();
         let frozen = Arc::new(std::mem::take(&mut layers.active));
         layers.frozen = Some(frozen.clone());
-        let durable = super::Durable { position: layers.position.clone(), revision: layers.revision };
+        let durable = super::Durable {
+            position: layers.position.clone(),
+            revision: layers.revision,
+            policy: layers.policy.clone(),
+        };
         (frozen, database, durable)
     };
     // openraft applies what a quorum has, which need not include our own disk. A state that is ahead of
@@ -200,6 +205,7 @@ fn flush(inner: &Inner) -> Result<(), StorageError> {
 fn install(inner: &Inner, install: &Install) -> Result<(), StorageError> {
     inner.check()?;
     let base = Base::now(&install.database)?;
+    let policy = Arc::new(quorumfs_machine::view::policy(&base)?);
     // From the rename on the new state is what a restart finds.
     std::fs::rename(&install.from, &install.to).map_err(failed)?;
     let synced = install.to.parent().map_or(Ok(()), sync_dir);
@@ -209,14 +215,15 @@ fn install(inner: &Inner, install: &Install) -> Result<(), StorageError> {
         let mut ring = inner.ring.lock();
         layers.position = install.position.clone();
         layers.revision = install.revision;
+        layers.policy = policy.clone();
         *ring = Ring::new(install.revision);
         let active = std::mem::take(&mut layers.active);
         (layers.base.replace(Arc::new(base)), active)
     };
     drop(old);
-    inner
-        .durable
-        .send_replace(super::Durable { position: install.position.clone(), revision: install.revision });
-    inner.publish(&install.position, install.revision);
+    let (position, revision) = (install.position.clone(), install.revision);
+    let policy_at = policy.revision;
+    inner.durable.send_replace(super::Durable { position, revision, policy });
+    inner.publish(&install.position, install.revision, policy_at);
     Ok(())
 }

@@ -7,6 +7,7 @@ use quorumfs_api::codec::{self, FrameKind};
 use quorumfs_api::record::Revision;
 use quorumfs_machine::tables::Visit;
 use quorumfs_machine::{ReadTables, StorageError, Table, Tables};
+use quorumfs_policy::InForce;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,6 +38,8 @@ pub(crate) struct Layers {
     pub position: SnapshotMeta,
     /// The newest revision.
     pub revision: Revision,
+    /// The policy as of that revision.
+    pub policy: Arc<InForce>,
 }
 
 impl Layers {
@@ -47,7 +50,7 @@ impl Layers {
 
     pub fn view(&self) -> Result<View<'_>, StorageError> {
         let base = self.base.as_deref().ok_or_else(closed)?;
-        Ok(View { active: &self.active, frozen: self.frozen.as_deref(), base })
+        Ok(View { active: &self.active, frozen: self.frozen.as_deref(), base, policy: &self.policy })
     }
 
     /// Writes where in the log the state stands, as rows of the state.
@@ -95,6 +98,14 @@ pub struct View<'a> {
     active: &'a Overlay,
     frozen: Option<&'a Overlay>,
     base: &'a Base,
+    policy: &'a Arc<InForce>,
+}
+
+impl View<'_> {
+    /// The policy as of the same moment.
+    pub fn policy(&self) -> &Arc<InForce> {
+        self.policy
+    }
 }
 
 impl ReadTables for View<'_> {

@@ -19,6 +19,7 @@ use quorumfs_api::outcome::{Done, Outcome};
 use quorumfs_api::record::Revision;
 use quorumfs_machine::tables::Visit;
 use quorumfs_machine::{ReadTables, StorageError, Table, view};
+use quorumfs_policy::InForce;
 use redb::Database;
 use tokio::sync::watch;
 
@@ -43,6 +44,8 @@ pub struct AppliedAt {
     pub index: u64,
     /// The store's revision.
     pub revision: Revision,
+    /// Revision that wrote the policy; 0 where there is none.
+    pub policy: Revision,
 }
 
 /// The event log no longer reaches back to where a watcher wants to go on.
@@ -69,12 +72,15 @@ pub enum EventsError {
 struct Durable {
     position: SnapshotMeta,
     revision: Revision,
+    policy: Arc<InForce>,
 }
 
 struct Inner {
     layers: RwLock<Layers>,
     ring: Mutex<Ring>,
     applied: watch::Sender<AppliedAt>,
+    /// Revision that wrote the policy.
+    policies: watch::Sender<Revision>,
     durable: watch::Sender<Durable>,
     desk: Desk,
     /// The log that is applied here, where it is on the same disk.
@@ -97,9 +103,10 @@ impl Inner {
         StorageError::new(failure.clone())
     }
 
-    fn publish(&self, position: &SnapshotMeta, revision: Revision) {
+    fn publish(&self, position: &SnapshotMeta, revision: Revision, policy: Revision) {
         let index = position.last_log_id.map_or(0, |last| last.index);
-        self.applied.send_replace(AppliedAt { index, revision });
+        self.applied.send_replace(AppliedAt { index, revision, policy });
+        self.policies.send_if_modified(|known| std::mem::replace(known, policy) != policy);
     }
 }
 
@@ -127,6 +134,7 @@ pub struct SnapshotView {
     base: Arc<Base>,
     position: Arc<SnapshotMeta>,
     revision: Revision,
+    policy: Arc<InForce>,
 }
 
 impl SnapshotView {
@@ -138,6 +146,11 @@ impl SnapshotView {
     /// Its revision.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// The policy as of that revision.
+    pub fn policy(&self) -> &Arc<InForce> {
+        &self.policy
     }
 }
 
@@ -170,20 +183,24 @@ impl State {
             base: Some(Arc::new(base)),
             position: position.clone(),
             revision: 0,
+            policy: Arc::default(),
         };
         quorumfs_machine::init(&mut layers)?;
         layers.revision = view::meta(&layers)?.revision;
-        let revision = layers.revision;
+        layers.policy = Arc::new(view::policy(&layers)?);
+        let (revision, policy) = (layers.revision, layers.policy.clone());
+        let policy_at = policy.revision;
         let inner = Arc::new(Inner {
             layers: RwLock::new(layers),
             ring: Mutex::new(Ring::new(revision)),
             applied: watch::Sender::new(AppliedAt::default()),
-            durable: watch::Sender::new(Durable { position: position.clone(), revision }),
+            policies: watch::Sender::new(policy.revision),
+            durable: watch::Sender::new(Durable { position: position.clone(), revision, policy }),
             desk: Desk::default(),
             log: OnceLock::new(),
             failure: OnceLock::new(),
         });
-        inner.publish(&position, revision);
+        inner.publish(&position, revision, policy_at);
         let flusher = inner.clone();
         let spawned = thread::Builder::new().name("state-flusher".into()).spawn(move || flush::run(&flusher));
         spawned.map_err(base::failed)?;
@@ -244,6 +261,16 @@ impl State {
         self.inner().applied.subscribe()
     }
 
+    /// Revisions that wrote a policy, now and from now on.
+    pub fn policies(&self) -> watch::Receiver<Revision> {
+        self.inner().policies.subscribe()
+    }
+
+    /// The policy as it is now.
+    pub fn policy(&self) -> Arc<InForce> {
+        self.inner().layers.read().policy.clone()
+    }
+
     /// Where in the log the state stands.
     pub fn position(&self) -> SnapshotMeta {
         self.inner().layers.read().position.clone()
@@ -272,14 +299,15 @@ impl State {
         let inner = self.inner();
         inner.check()?;
         let mut events = Vec::new();
-        let (outcomes, position, revision, full) = {
+        let (outcomes, position, revision, policy, full) = {
             let mut layers = inner.layers.write();
             let outcomes = match apply(&mut layers, entries, &mut events) {
                 Ok(outcomes) => outcomes,
                 // What is in the layer now is the state of no index: nobody may see it.
                 Err(error) => return Err(inner.fail(error)),
             };
-            (outcomes, layers.position.last_log_id, layers.revision, layers.is_full())
+            let (position, policy) = (layers.position.clone(), layers.policy.revision);
+            (outcomes, position, layers.revision, policy, layers.is_full())
         };
         if full {
             inner.desk.kick();
@@ -290,8 +318,7 @@ impl State {
                 ring.push(event);
             }
         }
-        let index = position.map_or(0, |last| last.index);
-        inner.applied.send_replace(AppliedAt { index, revision });
+        inner.publish(&position, revision, policy);
         Ok(outcomes)
     }
 
@@ -328,11 +355,12 @@ fn apply<'a>(
     events: &mut Vec<Arc<Event>>,
 ) -> Result<Vec<Outcome>, StorageError> {
     let mut outcomes = Vec::with_capacity(entries.size_hint().0);
+    let mut policy = layers.policy.clone();
     let mut last = None;
     for entry in entries {
         let outcome = match &entry.payload {
             EntryPayload::Normal(logged) => {
-                let applied = quorumfs_machine::apply(layers, logged.proposal())?;
+                let applied = quorumfs_machine::apply_under(layers, &mut policy, logged.proposal())?;
                 events.extend(applied.event.map(Arc::new));
                 applied.outcome
             }
@@ -347,6 +375,7 @@ fn apply<'a>(
         outcomes.push(outcome);
         last = Some(entry.log_id);
     }
+    layers.policy = policy;
     if let Some(last) = last {
         layers.set_applied(last)?;
     }

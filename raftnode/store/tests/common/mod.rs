@@ -44,6 +44,7 @@ pub fn proposal(command: Command) -> Proposal {
     Proposal {
         time: Timestamp(1),
         author: "test".into(),
+        node: false,
         session: None,
         value_max: 1 << 20,
         store_max: 1 << 30,

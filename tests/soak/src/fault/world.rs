@@ -329,7 +329,7 @@ impl World {
             let node = self.cluster.node(id);
             issue(&["--node", &node.name, "--san", &node.address.ip().to_string()]);
         }
-        for name in self.shared.mounts.iter().map(|mount| mount.name.as_str()).chain(["client"]) {
+        for name in self.shared.mounts.iter().map(|mount| mount.name.as_str()).chain(["admin"]) {
             issue(&["--client", name]);
         }
         for node in self.cluster.nodes_mut() {

@@ -248,7 +248,7 @@ async fn follow(shared: &Shared, number: usize, from: u64) -> Seen {
                     }
                 }
                 Some(WatchItem::Progress(revision)) => seen.to = seen.to.max(revision),
-                Some(WatchItem::Connected(_) | WatchItem::Disconnected(_)) => {}
+                Some(WatchItem::Connected(_) | WatchItem::Disconnected(_) | WatchItem::Rights(_)) => {}
                 Some(WatchItem::Compacted(oldest)) => {
                     if oldest <= seen.to {
                         let text = format!("after {}: Compacted({oldest})", seen.to);
