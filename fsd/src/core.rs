@@ -230,7 +230,10 @@ impl Core {
     /// What this mount may do from here on, below the prefix that it shows.
     pub fn may(&self, prefix: &Key, rights: Rights) {
         if rights.sight(prefix) == Sight::Hidden {
-            tracing::warn!("nothing is shown: {}", rights.refusal("this mount", "read", prefix, Access::Read));
+            tracing::warn!(
+                "nothing is shown: {}",
+                rights.refusal("this mount", "read", prefix, Access::Read)
+            );
         }
         self.state.lock().rights = Some(MountRights { prefix: prefix.clone(), rights });
     }

@@ -127,10 +127,12 @@ pub fn parse_prefix(prefix: Option<&str>) -> anyhow::Result<Key> {
 pub async fn check_prefix(client: &Client, prefix: &Key, create: bool) -> anyhow::Result<()> {
     // Any node's word is enough for a prefix that is there: a mount that only reads needs no quorum. But a
     // node that is behind may not have it yet.
-    let (_, mut found) = client
-        .get(prefix.clone(), Consistency::Serializable, CONTACT_TIMEOUT)
-        .await
-        .context("the cluster cannot be reached")?;
+    let (_, mut found) =
+        client.get(prefix.clone(), Consistency::Serializable, CONTACT_TIMEOUT).await.map_err(|error| {
+            let what =
+                if error.is_denied() { "this cannot be mounted" } else { "the cluster cannot be reached" };
+            anyhow::Error::new(error).context(what)
+        })?;
     if found.is_none() {
         (_, found) = client
             .get(prefix.clone(), Consistency::Linearizable, CONTACT_TIMEOUT)

@@ -77,7 +77,9 @@ async fn every_node_decides_alike_for_reads_and_writes() {
     assert_eq!(web.get("/shared/x").await.unwrap().unwrap(), "1");
     assert!(web.put("/apps/web1/x", b"2").await.unwrap().result.is_ok());
     match web.put("/shared/x", b"2").await.unwrap().result {
-        Err(Refusal::Denied(why)) => assert!(why.contains("line 8 of the policy gives read on /shared"), "{why}"),
+        Err(Refusal::Denied(why)) => {
+            assert!(why.contains("line 8 of the policy gives read on /shared"), "{why}")
+        }
         other => panic!("{other:?}"),
     }
     let seen = ["/apps", "/apps/web1", "/apps/web1/x", "/shared", "/shared/x"];
@@ -116,7 +118,8 @@ async fn the_policy_outlives_restarts_and_snapshots() {
     cluster.join(2, |_| {}).await;
     let web = connect(&cluster, 2, "web1").await;
     eventually("the new node has the policy", || async {
-        matches!(web.get_with("/private/x", Consistency::Serializable).await, Err(Failure::Denied(_))).then_some(())
+        matches!(web.get_with("/private/x", Consistency::Serializable).await, Err(Failure::Denied(_)))
+            .then_some(())
     })
     .await;
     cluster.stop(1).await;
@@ -276,7 +279,8 @@ async fn a_watch_that_runs_shows_what_each_policy_lets_be_seen() {
     for path in paths {
         admin.put(path, b"0").await.unwrap();
     }
-    let rules = |rules: &str| format!("[[rule]]\nwho = [\"{ADMIN}\"]\nadmin = true\nwrite = [\"/\"]\n{rules}");
+    let rules =
+        |rules: &str| format!("[[rule]]\nwho = [\"{ADMIN}\"]\nadmin = true\nwrite = [\"/\"]\n{rules}");
     // A follower serves it.
     let follower = (1..=3).find(|id| *id != 1).unwrap();
     let web = connect(&cluster, follower, "web1").await;
@@ -291,7 +295,11 @@ async fn a_watch_that_runs_shows_what_each_policy_lets_be_seen() {
         (web_rule("read = [\"/\"]") + "# a remark\n", all.to_vec(), false),
         (web_rule("read = [\"/\"]\nnone = [\"/a/sub\", \"/c\"]"), vec!["/a", "/a/x", "/b", "/b/x"], true),
         (rules(""), vec![], true),
-        (web_rule("read = [\"/c/d/e/f\", \"/b\"]"), vec!["/b", "/b/x", "/c", "/c/d", "/c/d/e", "/c/d/e/f"], true),
+        (
+            web_rule("read = [\"/c/d/e/f\", \"/b\"]"),
+            vec!["/b", "/b/x", "/c", "/c/d", "/c/d/e", "/c/d/e/f"],
+            true,
+        ),
     ];
     for (step, (policy, seen, copies)) in steps.into_iter().enumerate() {
         set_policy(&cluster, &policy).await;

@@ -103,6 +103,7 @@ fn exit_codes_and_messages() {
         (&["mv", "/codes", "/codes/inside"], 1, "codes"),
         (&["no-such-command"], 2, "no-such-command"),
         (&["member", "promote", "99"], 2, "99"),
+        (&["member", "remove", "99"], 1, "no member 99"),
     ];
     for (arguments, code, text) in cases {
         let output = kv.output(arguments);

@@ -231,7 +231,8 @@ impl Rights {
     /// Whether so much may be done with a key and everything that is or could be below it.
     pub fn covers(&self, key: &Key, access: Access) -> bool {
         let found = self.find(key);
-        found.access() >= access && found.below.and_then(|below| below.least).is_none_or(|least| least >= access)
+        found.access() >= access
+            && found.below.and_then(|below| below.least).is_none_or(|least| least >= access)
     }
 
     /// Whether so much may be done with a key or something that could be below it.

@@ -35,7 +35,7 @@ pub const SOCKET_BUFFER: usize = 4 << 20;
 pub mod close {
     /// The node stops.
     pub const STOPPING: u32 = 1;
-    /// This identity may not speak this protocol, or not to this node.
+    /// This identity may not speak this protocol, or not to this node, or is denied by the policy.
     pub const DENIED: u32 = 2;
     /// There are too many of them.
     pub const BUSY: u32 = 3;

@@ -12,6 +12,7 @@ use quorumfs_api::client::{Client, Overrides, Settings};
 
 use crate::error::Error;
 use crate::output::Output;
+use crate::policy::{self, PolicyCommand};
 use crate::{cluster, key, lease, lock, read, txn, watch, write};
 
 /// Exit codes and settings, for `--help`.
@@ -109,6 +110,9 @@ enum Command {
     /// Members of the cluster
     #[command(subcommand)]
     Member(Member),
+    /// Who may do what: the cluster's own policy
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// What every node says of itself
     Status,
     /// Make the leader write a snapshot now, and drop the log behind it
@@ -270,6 +274,12 @@ impl Context {
 impl Cli {
     /// Does what was said.
     pub fn run(self) -> Result<ExitCode, Error> {
+        let output = Output { json: self.global.json };
+        if let Command::Policy(command) = &self.command
+            && command.run_alone(&output)?
+        {
+            return Ok(ExitCode::SUCCESS);
+        }
         let overrides = Overrides {
             nodes: self.global.nodes.as_deref().map(split_nodes),
             certs: self.global.certs,
@@ -277,10 +287,9 @@ impl Cli {
             timeout: self.global.timeout,
         };
         let settings = Settings::resolve(overrides).map_err(|e| Error::Client(e.into()))?;
-        let json = self.global.json;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let done = runtime.block_on(async move {
-            let context = Context { client: Client::new(settings)?, output: Output { json } };
+            let context = Context { client: Client::new(settings)?, output };
             let done = run(&context, self.command).await;
             context.client.close().await;
             done
@@ -308,6 +317,7 @@ async fn run(context: &Context, command: Command) -> Result<(), Error> {
         Command::Ln { target, key } => write::ln(context, &target, &key).await,
         Command::Lock { key, command } => lock::run(context, &key, &command).await,
         Command::Member(member) => cluster::member(context, member).await,
+        Command::Policy(command) => policy::run(context, command).await,
         Command::Status => cluster::status(context).await,
         Command::Snapshot => cluster::snapshot(context).await,
     }

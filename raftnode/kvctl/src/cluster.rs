@@ -1,7 +1,7 @@
 //! `member ...`, `status` and `snapshot`.
 
 use quorumfs_api::client::settings::with_port;
-use quorumfs_api::wire::{Admin, Member as Info, Status};
+use quorumfs_api::wire::{Admin, Answer, Call, Member as Info, Status};
 use serde_json::{Value, json};
 
 use crate::cli::{Context, Member};
@@ -22,7 +22,19 @@ pub async fn member(context: &Context, member: Member) -> Result<(), Error> {
             (Admin::AddLearner(Info { id, name: node, addr, voter: false }), said)
         }
         Member::Promote { id } => (Admin::Promote(id), format!("member {id} votes")),
-        Member::Remove { id } => (Admin::Remove(id), format!("member {id} removed")),
+        Member::Remove { id } => {
+            // To the cluster, taking out what is out is done: the answer to a first try may be lost.
+            let status = match context.client.call(Call::Status, context.timeout()).await? {
+                Answer::Status(status) => *status,
+                _ => context.client.status(context.timeout()).await?,
+            };
+            if !status.members.iter().any(|member| member.id == id) {
+                return Err(Error::Refused(format!(
+                    "there is no member {id}; `kvctl member list` names all"
+                )));
+            }
+            (Admin::Remove(id), format!("member {id} removed"))
+        }
         Member::Transfer { id } => {
             let said = match id {
                 Some(id) => format!("member {id} was asked to lead"),

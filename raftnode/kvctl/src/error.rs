@@ -36,7 +36,10 @@ pub enum Error {
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
-        Error::Refused(refusal.to_string())
+        match refusal {
+            Refusal::Denied(why) => Error::Client(ClientError::Denied(why)),
+            other => Error::Refused(other.to_string()),
+        }
     }
 }
 

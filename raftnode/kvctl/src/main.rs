@@ -7,6 +7,7 @@ mod key;
 mod lease;
 mod lock;
 mod output;
+mod policy;
 mod read;
 mod session;
 mod table;

@@ -108,7 +108,9 @@ pub async fn watch(context: &Context, args: WatchArgs) -> Result<(), Error> {
             Some(WatchItem::Rights(rights)) => {
                 if rights.sight(&watched) == Sight::Hidden {
                     let name = &context.client.settings().name;
-                    return Err(ClientError::Denied(rights.refusal(name, "watch", &watched, Access::Read)).into());
+                    return Err(
+                        ClientError::Denied(rights.refusal(name, "watch", &watched, Access::Read)).into()
+                    );
                 }
             }
         }

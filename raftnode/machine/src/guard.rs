@@ -182,7 +182,9 @@ impl<T: Tables + ?Sized> State<'_, T> {
 pub(crate) fn concerns_policy(change: &Change) -> bool {
     let is = |place: &Place| place.key == *POLICY_KEY || place.key == *SYSTEM_DIR;
     match change {
-        Change::Create { place, .. } | Change::Update { place, .. } | Change::Remove { place, .. } => is(place),
+        Change::Create { place, .. } | Change::Update { place, .. } | Change::Remove { place, .. } => {
+            is(place)
+        }
         Change::Rename { from, to, .. } => is(from) || is(to),
         Change::Attr { .. } | Change::Unlocked { .. } => false,
     }

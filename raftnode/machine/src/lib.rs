@@ -8,9 +8,9 @@
 pub mod apply;
 mod attr;
 pub mod filter;
-mod guard;
 #[cfg(test)]
 mod golden;
+mod guard;
 mod lease;
 mod locate;
 mod lock;

@@ -148,5 +148,8 @@ fn look(change: Change, rights: &Rights) -> Seen {
 
 /// The first of these revisions that may have brought another policy than that of `policy`.
 pub fn next_policy<'a>(events: impl IntoIterator<Item = &'a Event>, policy: Revision) -> Option<Revision> {
-    events.into_iter().find(|event| event.revision > policy && brings_policy(event)).map(|event| event.revision)
+    events
+        .into_iter()
+        .find(|event| event.revision > policy && brings_policy(event))
+        .map(|event| event.revision)
 }

@@ -63,12 +63,7 @@ pub(crate) struct State<'a, T: Tables + ?Sized> {
 }
 
 impl<'a, T: Tables + ?Sized> State<'a, T> {
-    pub fn new(
-        tables: &'a mut T,
-        counters: Counters,
-        proposal: &'a Proposal,
-        author: Author<'a>,
-    ) -> Self {
+    pub fn new(tables: &'a mut T, counters: Counters, proposal: &'a Proposal, author: Author<'a>) -> Self {
         State {
             rows: Overlay::new(tables),
             counters,

@@ -95,7 +95,8 @@ fn each_command_needs_what_it_touches() {
     let inner = world();
     let (web_f, web_dir) = (ino(&inner, "/web/f"), ino(&inner, "/web"));
     let (other_f, shared_f) = (ino(&inner, "/other/f"), ino(&inner, "/shared/f"));
-    let symlink = |text| Command::Symlink { at: at(text), to: "x".into(), parents: false, owner: Owner::FILE };
+    let symlink =
+        |text| Command::Symlink { at: at(text), to: "x".into(), parents: false, owner: Owner::FILE };
     let chmod = |target: Ino| Command::SetAttr {
         target: target.into(),
         set: AttrChange { mode: Some(0o600), ..AttrChange::default() },
@@ -172,7 +173,10 @@ fn each_command_needs_what_it_touches() {
         // The others may do all of it, or meet what is there.
         for other in [by("boss", command.clone()), by_node(command.clone())] {
             let result = apply(&mut world(), &other).unwrap().outcome.result;
-            assert!(!matches!(result, Err(Refusal::Denied(ref why)) if !why.contains("only be replaced")), "{result:?}");
+            assert!(
+                !matches!(result, Err(Refusal::Denied(ref why)) if !why.contains("only be replaced")),
+                "{result:?}"
+            );
         }
     }
 }
@@ -200,14 +204,13 @@ fn locks_leases_and_sessions_are_their_owners() {
     let (web, shared, other) = (ino(&tables, "/web/f"), ino(&tables, "/shared/f"), ino(&tables, "/other/f"));
     done(&mut tables, by("web", lock(web, mine, LockKind::Exclusive)));
     done(&mut tables, by("web", lock(shared, mine, LockKind::Shared)));
-    assert!(denied(&mut tables, by("web", lock(shared, mine, LockKind::Exclusive))).contains("lock exclusively"));
+    assert!(
+        denied(&mut tables, by("web", lock(shared, mine, LockKind::Exclusive))).contains("lock exclusively")
+    );
     assert!(denied(&mut tables, by("web", lock(other, mine, LockKind::Shared))).contains("/other/f"));
     assert!(denied(&mut tables, by("web", lock(web, others, LockKind::Shared))).contains("belongs to boss"));
-    let unlock = |session| Command::Unlock {
-        ino: web,
-        owner: LockOwner { session, owner: 1 },
-        range: Range::WHOLE,
-    };
+    let unlock =
+        |session| Command::Unlock { ino: web, owner: LockOwner { session, owner: 1 }, range: Range::WHOLE };
     denied(&mut tables, by("web", unlock(others)));
     done(&mut tables, by("web", unlock(mine)));
     denied(&mut tables, by("web", Command::LeaseRevoke { lease: others }));
@@ -254,7 +257,8 @@ fn a_policy_is_a_good_one_or_not_written_at_all() {
         }
     };
     assert!(denied(&mut tables, by("web", put(key(POLICY), RULES))).contains("for admins"));
-    let why = refused(&mut tables, by("admin", put(key(POLICY), "[[rule]]\nwho = [\"x\"]\nread = [\"x\"]\n")));
+    let why =
+        refused(&mut tables, by("admin", put(key(POLICY), "[[rule]]\nwho = [\"x\"]\nread = [\"x\"]\n")));
     assert!(why.starts_with("line 3, column 9: "), "{why}");
     // Nobody locks himself out by accident.
     let why = refused(&mut tables, by("admin", put(key(POLICY), RULES)));
@@ -352,7 +356,8 @@ fn touched(change: &Change, before: &BTreeMap<Key, Record>) -> Vec<(Key, bool)> 
             vec![(place.as_ref().map_or(Key::root(), |place| place.key.clone()), false)]
         }
         Change::Rename { from, to, .. } => {
-            let below = |dir: &Key| before.keys().filter(|key| key.is_within(dir)).cloned().collect::<Vec<_>>();
+            let below =
+                |dir: &Key| before.keys().filter(|key| key.is_within(dir)).cloned().collect::<Vec<_>>();
             let moved = below(&from.key).into_iter().chain(below(&to.key));
             let both = [from.key.clone(), to.key.clone()];
             moved.chain(both).map(|key| (key, false)).collect()
@@ -412,8 +417,12 @@ impl Shown {
     }
 
     fn remove(&mut self, ino: Ino) {
-        let below: Vec<Ino> =
-            self.0.iter().filter(|(_, (at, _, _))| at.as_ref().is_some_and(|at| at.0 == ino)).map(|(i, _)| *i).collect();
+        let below: Vec<Ino> = self
+            .0
+            .iter()
+            .filter(|(_, (at, _, _))| at.as_ref().is_some_and(|at| at.0 == ino))
+            .map(|(i, _)| *i)
+            .collect();
         for child in below {
             self.remove(child);
         }
@@ -438,7 +447,8 @@ impl Shown {
                         self.remove(*old);
                     }
                     if let Some((other, _)) = exchanged {
-                        self.0.get_mut(other).expect("it is shown").0 = Some((from.parent, from.name.clone()));
+                        self.0.get_mut(other).expect("it is shown").0 =
+                            Some((from.parent, from.name.clone()));
                     }
                     self.0.get_mut(ino).expect("it is shown").0 = Some((to.parent, to.name.clone()));
                 }
@@ -478,7 +488,8 @@ impl History {
 
     fn step(&mut self, op: &Op) {
         let before = tree(&self.tables);
-        let keys: Vec<Key> = before.keys().filter(|key| !key.is_within(&common::key("/.quorumfs"))).cloned().collect();
+        let keys: Vec<Key> =
+            before.keys().filter(|key| !key.is_within(&common::key("/.quorumfs"))).cloned().collect();
         let proposal = self.stamper.stamp(op, &keys);
         let rights = self.rights(&proposal.author);
         let mut unchecked = self.tables.clone();
@@ -508,9 +519,9 @@ impl History {
             }
             // Nothing is denied without need: something of it is not allowed, or belongs to others.
             let changes = free.event.iter().flat_map(|event| &event.changes);
-            let allowed = changes.flat_map(|change| touched(change, &before)).all(|(key, _)| {
-                rights.covers(&key, Access::Write)
-            });
+            let allowed = changes
+                .flat_map(|change| touched(change, &before))
+                .all(|(key, _)| rights.covers(&key, Access::Write));
             let needless = free.event.is_some()
                 && allowed
                 && compared.iter().all(|key| rights.access(key) >= Access::Read)
@@ -535,7 +546,12 @@ impl History {
                 Filtered::Copy => *shown = Shown::copy(&self.tables, &rights),
                 Filtered::Pass(event) => shown.take(&event),
             }
-            assert_eq!(*shown, Shown::expected(&now, &rights.grants()), "{:?} after {event:?}", rights.grants());
+            assert_eq!(
+                *shown,
+                Shown::expected(&now, &rights.grants()),
+                "{:?} after {event:?}",
+                rights.grants()
+            );
         }
         let rights = self.rights("alice");
         let limit = quorumfs_machine::PageLimit { keys: usize::MAX, bytes: usize::MAX };

@@ -58,6 +58,16 @@ impl Path {
 }
 
 impl Policy {
+    /// The names and patterns that stand in it, each once.
+    pub fn names(&self) -> Vec<String> {
+        let denied = self.denied.iter().map(|denied| &denied.who);
+        let named = denied.chain(self.rules.iter().flat_map(|rule| &rule.who));
+        let mut names: Vec<String> = named.map(Pattern::to_string).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
     /// Which line denies the client `name` altogether.
     pub fn denied(&self, name: &str) -> Option<u32> {
         self.denied.iter().find(|denied| denied.who.matches(name)).map(|denied| denied.line)
@@ -71,11 +81,11 @@ impl Policy {
         let rules = || self.rules.iter().filter(|rule| rule.who.iter().any(|who| who.matches(name)));
         let admin = rules().any(|rule| rule.admin);
         let paths = rules().flat_map(|rule| &rule.paths);
-        let grants = paths.filter_map(|path| {
-            Some(Grant { path: path.key(name)?, access: path.access, line: path.line })
-        });
+        let grants = paths
+            .filter_map(|path| Some(Grant { path: path.key(name)?, access: path.access, line: path.line }));
         // Whatever the rules say: only admins change what is for admins, and they always can.
-        let grants = grants.filter(|grant| !grant.path.is_within(&SYSTEM_DIR) || (!admin && grant.access < Access::Write));
+        let grants = grants
+            .filter(|grant| !grant.path.is_within(&SYSTEM_DIR) || (!admin && grant.access < Access::Write));
         Rights::new(admin, grants.chain([system(admin)]))
     }
 }

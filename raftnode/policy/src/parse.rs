@@ -101,17 +101,15 @@ impl Policy {
             let line = text.line(name.span().start);
             denied.extend(who(&text, &groups, &name)?.into_iter().map(|who| Denied { who, line }));
         }
-        let rules = file.rule.into_iter().map(|table| rule(&text, &groups, table)).collect::<Result<_, _>>()?;
+        let rules =
+            file.rule.into_iter().map(|table| rule(&text, &groups, table)).collect::<Result<_, _>>()?;
         Ok(Policy { denied, rules })
     }
 }
 
 type Groups = BTreeMap<String, Vec<Pattern>>;
 
-fn groups(
-    text: &Text<'_>,
-    tables: BTreeMap<String, Vec<Spanned<String>>>,
-) -> Result<Groups, PolicyError> {
+fn groups(text: &Text<'_>, tables: BTreeMap<String, Vec<Spanned<String>>>) -> Result<Groups, PolicyError> {
     let mut groups = Groups::new();
     for (group, members) in tables {
         let mut patterns = Vec::new();

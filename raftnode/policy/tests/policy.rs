@@ -87,7 +87,8 @@ fn without_a_policy_only_admins_reach_what_is_theirs() {
 
 #[test]
 fn a_policy_cannot_take_anything_from_nodes_or_the_policy_from_admins() {
-    let text = "deny = [\"n1\"]\n[[rule]]\nwho = [\"a\"]\nadmin = true\nnone = [\"/\", \"/.quorumfs/policy\"]\n";
+    let text =
+        "deny = [\"n1\"]\n[[rule]]\nwho = [\"a\"]\nadmin = true\nnone = [\"/\", \"/.quorumfs/policy\"]\n";
     let in_force = InForce::new(3, policy(text));
     let node = in_force.rights(Who { name: "n1", node: true });
     assert!(node.admin && node.covers(&Key::root(), Access::Write));
@@ -163,11 +164,7 @@ fn rules() -> impl Strategy<Value = Vec<Rule>> {
     let access = prop_oneof![Just(Access::None), Just(Access::Read), Just(Access::Write)];
     let path = (access, "(/[ab]){1,3}|/|/a/\\{name\\}");
     let who = prop_oneof!["[xy]", "[xy]\\*", "\\*", "@g"];
-    let rule = (
-        proptest::collection::vec(who, 1..3),
-        any::<bool>(),
-        proptest::collection::vec(path, 0..4),
-    );
+    let rule = (proptest::collection::vec(who, 1..3), any::<bool>(), proptest::collection::vec(path, 0..4));
     let rule = rule.prop_map(|(who, admin, paths)| Rule { who, admin, paths });
     proptest::collection::vec(rule, 0..5)
 }

@@ -1,13 +1,13 @@
 //! What the policy denies before anything is proposed: reads, and changes of the cluster. Writes are
 //! judged by the state machine. Every denial is told to whoever asked, and goes to the log.
 
+use super::{Context, read};
+use quorumfs_api::Key;
 use quorumfs_api::record::LeaseId;
 use quorumfs_api::rights::{Access, Rights};
 use quorumfs_api::wire::Failure;
-use quorumfs_api::Key;
 use quorumfs_machine::view;
 use quorumfs_policy::{ADMIN, Who};
-use super::{Context, read};
 
 fn denied(context: &Context, why: String) -> Failure {
     context.denials.log(&why);

@@ -224,7 +224,8 @@ impl Watch {
     /// Sends a copy of the subtree, and says as of which revision.
     async fn copy(&mut self) -> Result<Revision, WatchError> {
         let watches = self.watches.clone();
-        let mut copy = watches.copies.begin(&watches.context.state, &self.start.prefix, who(&self.identity)).await?;
+        let mut copy =
+            watches.copies.begin(&watches.context.state, &self.start.prefix, who(&self.identity)).await?;
         self.see(copy.policy, copy.rights.clone()).await?;
         while let Some(frame) = copy.next().await {
             self.write(frame?).await?;

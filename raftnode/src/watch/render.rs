@@ -82,7 +82,14 @@ impl Renderer {
         if batch.frames.len() <= KEPT_BYTES {
             let mut kept = self.kept.lock();
             kept.truncate(KEPT - 1);
-            kept.push_front(Kept { prefix: prefix.clone(), mirrored, lens: lens.cloned(), after, last, batch: batch.clone() });
+            kept.push_front(Kept {
+                prefix: prefix.clone(),
+                mirrored,
+                lens: lens.cloned(),
+                after,
+                last,
+                batch: batch.clone(),
+            });
         }
         Ok(batch)
     }

@@ -322,7 +322,7 @@ pub(super) async fn to_node(
     let maybe_done = changes(&call);
     let connection = match timeout_at(deadline, pool.connection(addr)).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) if error.is_certificate() => {
+        Ok(Err(error)) if error.is_refusal() => {
             return Err(ClientError::Certificate { addr: addr.to_string(), reason: error.to_string() });
         }
         Ok(Err(error)) => return Err(unreachable(error.to_string())),

@@ -16,7 +16,7 @@ use super::ClientError;
 use super::connection::Connection;
 use super::pool::DIAL_TIMEOUT;
 use super::settings::{Settings, format_duration};
-use crate::transport::{self, ALPN_CLIENT};
+use crate::transport::{self, ALPN_CLIENT, close};
 use crate::wire::Status;
 
 /// Most addresses of one host name that are tried.
@@ -31,12 +31,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(10);
 #[error("{text}")]
 pub(super) struct DialError {
     text: String,
-    certificate: bool,
+    refusal: bool,
 }
 
 impl DialError {
     pub fn other(text: String) -> DialError {
-        DialError { text, certificate: false }
+        DialError { text, refusal: false }
     }
     pub fn silent(waited: Duration) -> DialError {
         DialError::other(format!(
@@ -44,12 +44,15 @@ impl DialError {
             format_duration(waited)
         ))
     }
-    /// Whether one side refuses the other's certificate: trying again does not help.
-    pub fn is_certificate(&self) -> bool {
-        self.certificate
+    /// Whether one side refuses the other's certificate, or the policy denies its name: trying again
+    /// does not help.
+    pub fn is_refusal(&self) -> bool {
+        self.refusal
     }
     fn from_quic(error: &ConnectionError) -> DialError {
-        DialError { text: explain_lost(error), certificate: alert_of(error).is_some() }
+        let denied =
+            matches!(error, ConnectionError::ApplicationClosed(closed) if closed.error_code.into_inner() == u64::from(close::DENIED));
+        DialError { text: explain_lost(error), refusal: denied || alert_of(error).is_some() }
     }
 }
 

@@ -236,7 +236,7 @@ impl Pool {
         let mut refused = None;
         for addr in &candidates {
             match state.troubles.get(addr) {
-                Some(t) if t.when >= since && t.error.is_certificate() => refused = Some((addr, t)),
+                Some(t) if t.when >= since && t.error.is_refusal() => refused = Some((addr, t)),
                 _ => return None,
             }
         }

@@ -97,7 +97,10 @@ fn a_refusal_names_the_line_or_says_that_there_is_none() {
         [grant("/a", Access::Read, 7), grant("/b", Access::Write, 8), grant("/b/x/y", Access::None, 9)],
     );
     let why = |path, access| rights.refusal("client/web1", "write", &key(path), access);
-    assert_eq!(why("/a/k", Access::Write), "client/web1 may not write /a/k: line 7 of the policy gives read on /a");
+    assert_eq!(
+        why("/a/k", Access::Write),
+        "client/web1 may not write /a/k: line 7 of the policy gives read on /a"
+    );
     assert!(why("/c", Access::Write).ends_with("no line of the policy gives it anything there"));
     assert!(why("/b", Access::Write).ends_with("line 9 of the policy gives none on /b/x/y"));
     let cut = Rights::cut_off(2).refusal("client/web1", "write", &key("/b"), Access::Write);
@@ -108,7 +111,8 @@ fn a_refusal_names_the_line_or_says_that_there_is_none() {
 fn a_deep_key_costs_no_more_than_its_length() {
     let deep = key(&"/d".repeat(2_000));
     let grants = (0..500).map(|i| Grant { path: key(&format!("/p{i}")), access: Access::Read, line: i });
-    let rights = Rights::new(false, grants.chain([Grant { path: deep.clone(), access: Access::Write, line: 1 }]));
+    let rights =
+        Rights::new(false, grants.chain([Grant { path: deep.clone(), access: Access::Write, line: 1 }]));
     for _ in 0..100 {
         assert_eq!(rights.access(&deep), Access::Write);
         assert_eq!(rights.sight(&deep.split().unwrap().0), Sight::Way);
