@@ -1,4 +1,5 @@
 //! The policy through mounts of different identities.
+#![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};

@@ -133,7 +133,7 @@ impl Watch {
                 }
             };
             if at < newest {
-                match self.batch(at, policy, &rights)? {
+                match self.batch(at, newest.max(policy), &rights)? {
                     Ok(batch) => {
                         if !batch.frames.is_empty() {
                             self.write(batch.frames.clone()).await?;
@@ -195,16 +195,17 @@ impl Watch {
         Ok(true)
     }
 
-    /// What comes after `at` and before another policy than this, ready to be sent.
+    /// What comes after `at`, ready to be sent. These rights are good up to revision `judged`; what comes
+    /// after it only until something may have brought another policy.
     fn batch(
         &self,
         at: Revision,
-        policy: Revision,
+        judged: Revision,
         rights: &Arc<Rights>,
     ) -> Result<Result<Arc<Batch>, Behind>, WatchError> {
         match self.watches.context.state.events_after(at, PULL) {
             Ok(mut events) => {
-                let other = next_policy(events.iter().map(|event| event.as_ref()), policy);
+                let other = next_policy(events.iter().map(|event| event.as_ref()), judged);
                 if let Some(other) = other {
                     events.retain(|event| event.revision < other);
                 }
