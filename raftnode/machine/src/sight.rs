@@ -146,10 +146,10 @@ fn look(change: Change, rights: &Rights) -> Seen {
     }
 }
 
-/// The first of these revisions that may have brought another policy than that of `policy`.
-pub fn next_policy<'a>(events: impl IntoIterator<Item = &'a Event>, policy: Revision) -> Option<Revision> {
+/// The first of these revisions after `judged` that may have brought another policy.
+pub fn next_policy<'a>(events: impl IntoIterator<Item = &'a Event>, judged: Revision) -> Option<Revision> {
     events
         .into_iter()
-        .find(|event| event.revision > policy && brings_policy(event))
+        .find(|event| event.revision > judged && brings_policy(event))
         .map(|event| event.revision)
 }
