@@ -3,6 +3,8 @@
 //! A rename over the edge of what is seen cannot be shown as it is, as at the edge of a watched subtree
 //! (see [`filter`](crate::filter)): what leaves is a removal, what comes in needs a new copy.
 
+use std::sync::Arc;
+
 use quorumfs_api::event::{Change, Event};
 use quorumfs_api::key::Key;
 use quorumfs_api::record::{Kind, Record, Revision};
@@ -21,28 +23,47 @@ pub(crate) fn veil(sight: Sight, mut record: Record) -> Record {
     record
 }
 
-/// What is seen of a step of a walk, which does not go on below what is hidden. `dirs` are the keys of
-/// the directories down to the step's own.
-pub(crate) fn at<T: ReadTables + ?Sized>(
-    tables: &T,
-    walk: &mut Walk,
-    step: &Step,
-    dirs: &mut Vec<Key>,
-    rights: &Rights,
-) -> Result<Sight, StorageError> {
-    dirs.truncate(step.depth);
-    let key = dirs.last().map(|dir| dir.join(&step.name));
-    let key = key.and_then(Result::ok).ok_or_else(|| StorageError::new("a key is too long"))?;
-    let sight = rights.sight(&key);
-    if step.entry.kind == Kind::Dir {
-        match sight {
-            Sight::Hidden => walk.skip(),
-            Sight::Way => walk.only(tables, rights.ways(&key))?,
-            Sight::Full => {}
-        }
-        dirs.push(key);
+/// What an identity sees of a walk.
+pub(crate) struct Lens {
+    rights: Arc<Rights>,
+    /// The keys of the directories down to where the walk is.
+    dirs: Vec<Key>,
+    /// All below the directory at this depth is seen: nothing is to be decided there.
+    open: Option<usize>,
+}
+
+impl Lens {
+    /// For a walk below `root`.
+    pub fn new(rights: Arc<Rights>, root: Key) -> Lens {
+        Lens { rights, dirs: vec![root], open: None }
     }
-    Ok(sight)
+
+    /// What is seen of a step. The walk does not go on below what is hidden.
+    pub fn look<T: ReadTables + ?Sized>(
+        &mut self,
+        tables: &T,
+        walk: &mut Walk,
+        step: &Step,
+    ) -> Result<Sight, StorageError> {
+        if self.open.is_some_and(|depth| step.depth > depth) {
+            return Ok(Sight::Full);
+        }
+        self.open = None;
+        self.dirs.truncate(step.depth);
+        let key = self.dirs.last().map(|dir| dir.join(&step.name));
+        let key = key.and_then(Result::ok).ok_or_else(|| StorageError::new("a key is too long"))?;
+        let sight = self.rights.sight(&key);
+        if step.entry.kind == Kind::Dir {
+            match sight {
+                Sight::Hidden => walk.skip(),
+                Sight::Way => walk.only(tables, self.rights.ways(&key))?,
+                Sight::Full if self.rights.covers(&key, Access::Read) => self.open = Some(step.depth),
+                Sight::Full => {}
+            }
+            self.dirs.push(key);
+        }
+        Ok(sight)
+    }
 }
 
 /// Whether an event may have brought another policy.

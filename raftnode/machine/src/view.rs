@@ -13,6 +13,7 @@ use quorumfs_policy::InForce;
 
 use crate::guard;
 use crate::rows::{self, LeaseRow, NodeRow};
+use crate::sight::Lens;
 use crate::tables::{ReadTables, StorageError, Table};
 use crate::walk::Walk;
 use crate::{lease as leasing, path, range as ranging, sight};
@@ -161,13 +162,6 @@ pub struct Copy {
     lens: Option<Lens>,
 }
 
-/// Leaves out what an identity does not see.
-struct Lens {
-    rights: Arc<Rights>,
-    /// The keys of the directories down to where the walk is.
-    dirs: Vec<Key>,
-}
-
 impl Copy {
     /// Begins one. Where `root` is no directory, it is empty.
     pub fn begin<T: ReadTables + ?Sized>(tables: &T, root: &Key) -> Result<Copy, StorageError> {
@@ -191,7 +185,7 @@ impl Copy {
         if let Some(walk) = copy.walk.as_mut().filter(|_| rights.sight(root) == Sight::Way) {
             walk.only(tables, rights.ways(root))?;
         }
-        copy.lens = Some(Lens { rights: rights.clone(), dirs: vec![root.clone()] });
+        copy.lens = Some(Lens::new(rights.clone(), root.clone()));
         Ok(copy)
     }
 
@@ -200,7 +194,7 @@ impl Copy {
         let Some(walk) = &mut self.walk else { return Ok(None) };
         while let Some(step) = walk.next(tables)? {
             let sight = match &mut self.lens {
-                Some(lens) => sight::at(tables, walk, &step, &mut lens.dirs, &lens.rights)?,
+                Some(lens) => lens.look(tables, walk, &step)?,
                 None => Sight::Full,
             };
             if sight.shows(step.entry.kind) {

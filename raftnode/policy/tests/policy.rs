@@ -62,6 +62,36 @@ fn the_example_gives_what_it_says() {
     assert_eq!(why, "client/web-1 may not write /services/x: line 15 of the policy gives read on /");
 }
 
+/// The blocks of TOML in a page of the documentation.
+fn documented(page: &str) -> Vec<&str> {
+    page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn the_documentation_is_true() {
+    let page = documented(include_str!("../../../docs/policy.md"));
+    let readme = documented(include_str!("../../../README.md"));
+    assert_eq!((page.len(), readme.len()), (2, 1));
+    for text in page.iter().chain(&readme) {
+        policy(text);
+    }
+    // The table of `who-can /secrets/web/key`.
+    let policy = policy(page[0]);
+    for (name, access, line) in [
+        ("*", Access::None, 16),
+        ("admin", Access::Write, 11),
+        ("alice", Access::Write, 11),
+        ("ci", Access::Read, 20),
+        ("web-*", Access::Read, 20),
+    ] {
+        let decision = policy.rights(name).decide(&key("/secrets/web/key"));
+        assert_eq!((decision.access, decision.by.map(|by| by.line)), (access, Some(line)), "{name}");
+    }
+    assert_eq!(policy.rights("test-*").cut_off, Some(2));
+    let names = ["*", "admin", "alice", "bob", "ci", "old-laptop", "test-*", "web-*"];
+    assert_eq!(policy.names(), names);
+}
+
 #[test]
 fn a_name_that_is_no_name_of_a_key_gets_no_directory() {
     let policy = policy("[[rule]]\nwho = [\"*\"]\nwrite = [\"/hosts/{name}\"]\n");
