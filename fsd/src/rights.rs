@@ -57,6 +57,7 @@ mod tests {
             mode: 0,
             uid: 0,
             gid: 0,
+            atime: Timestamp(0),
             mtime: Timestamp(0),
             ctime: Timestamp(0),
             create_revision: 1,

@@ -111,6 +111,9 @@ impl<T: Tables + ?Sized> State<'_, T> {
 
     /// An owner no longer waits for locks on a file. It works whatever is there.
     pub fn cancel_wait(&mut self, ino: Ino, owner: LockOwner) -> Step {
+        if let Some(session) = rows::read(&self.rows, &rows::number(owner.session.0))? {
+            self.check_lease(owner.session, &session)?;
+        }
         self.stop_waiting(owner, |wait| wait.ino == ino)?;
         Ok(Done::Ok)
     }

@@ -105,7 +105,7 @@ enum Extent {
 fn extent(rights: &Rights, key: &Key, kind: Kind) -> Extent {
     let (all, any) = match kind {
         Kind::Dir => (rights.covers(key, Access::Read), rights.reaches(key, Access::Read)),
-        Kind::File | Kind::Symlink => {
+        _ => {
             let all = rights.access(key) >= Access::Read;
             (all, all)
         }

@@ -200,6 +200,7 @@ fn locks_leases_and_sessions_are_their_owners() {
         range: Range::WHOLE,
         kind,
         pid: 1,
+        wait: false,
     };
     let (web, shared, other) = (ino(&tables, "/web/f"), ino(&tables, "/shared/f"), ino(&tables, "/other/f"));
     done(&mut tables, by("web", lock(web, mine, LockKind::Exclusive)));
@@ -386,7 +387,8 @@ fn compares(command: &Command) -> Vec<Key> {
 fn uses_sessions(proposal: &Proposal) -> bool {
     fn inner(command: &Command) -> bool {
         match command {
-            Command::Lock { .. } | Command::Unlock { .. } | Command::LeaseRevoke { .. } => true,
+            Command::Lock { .. } | Command::Unlock { .. } | Command::CancelWait { .. } => true,
+            Command::LeaseRevoke { .. } => true,
             Command::Put { lease: LeaseChange::Bind(_), .. } => true,
             Command::Txn { then, otherwise, .. } => then.iter().chain(otherwise).any(inner),
             _ => false,
