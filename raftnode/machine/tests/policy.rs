@@ -545,7 +545,7 @@ impl History {
             };
             match seen {
                 Filtered::Nothing => {}
-                Filtered::Copy => *shown = Shown::copy(&self.tables, &rights),
+                Filtered::Copy | Filtered::Root(_) => *shown = Shown::copy(&self.tables, &rights),
                 Filtered::Pass(event) => shown.take(&event),
             }
             assert_eq!(

@@ -18,10 +18,8 @@ use std::time::Duration;
 
 use certs::{Identity, Role};
 use quorumfs_api::codec::{self, DecodeError, FrameKind};
-use quorumfs_api::command::Command;
 use quorumfs_api::denials::Denials;
-use quorumfs_api::outcome::Outcome;
-use quorumfs_api::wire::{Failure, Hello};
+use quorumfs_api::wire::Hello;
 use quorumfs_policy::Who;
 use quorumfs_store::{Raft, State};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

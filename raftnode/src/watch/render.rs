@@ -252,7 +252,8 @@ mod tests {
     #[test]
     fn large_events_get_frames_of_their_own() {
         let events: Vec<_> = (1..=4).map(|revision| put(revision, "/a", 700 << 10)).collect();
-        let batch = Renderer::default().render(&Key::root(), true, &Rights::all().into(), 0, &events).unwrap();
+        let batch =
+            Renderer::default().render(&Key::root(), true, &Rights::all().into(), 0, &events).unwrap();
         assert_eq!(frames(&batch.frames), [vec![1], vec![2], vec![3], vec![4]]);
     }
 

@@ -27,6 +27,7 @@ fn sample(values: &[usize]) -> Vec<u8> {
         let proposal = Proposal {
             time: Timestamp(1_000),
             author: "alice".into(),
+            node: false,
             session: None,
             value_max: 1 << 20,
             store_max: 1 << 30,

@@ -151,6 +151,7 @@ impl Service {
         let proposal = Proposal {
             time: self.wall(),
             author: author.to_owned(),
+            node: true,
             session,
             value_max: VALUE_MAX,
             store_max: STORE_MAX,

@@ -45,7 +45,7 @@ fn mutation() -> impl Strategy<Value = Mutation> {
 }
 
 fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation, corpus: &[(String, Vec<u8>)]) {
-    let place = |length: usize, part: u16| length * usize::from(part) >> 16;
+    let place = |length: usize, part: u16| (length * usize::from(part)) >> 16;
     let length = bytes.len();
     match mutation {
         Mutation::Set(at, byte) if length > 0 => bytes[place(length, *at)] = *byte,

@@ -50,8 +50,8 @@ impl DialError {
         self.refusal
     }
     fn from_quic(error: &ConnectionError) -> DialError {
-        let denied =
-            matches!(error, ConnectionError::ApplicationClosed(closed) if closed.error_code.into_inner() == u64::from(close::DENIED));
+        let denied = matches!(error, ConnectionError::ApplicationClosed(closed)
+            if closed.error_code.into_inner() == u64::from(close::DENIED));
         DialError { text: explain_lost(error), refusal: denied || alert_of(error).is_some() }
     }
 }

@@ -74,6 +74,7 @@ mod fixture {
         let proposal = Proposal {
             time: Timestamp(0),
             author: "a".into(),
+            node: true,
             session: None,
             value_max: 1 << 20,
             store_max: 1 << 30,
