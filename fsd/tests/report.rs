@@ -179,7 +179,7 @@ fn nobody_changes_it() {
     assert!(read(a, "status").contains("quorum"));
 }
 
-/// The cluster's policy is a key below that directory: both are there, and what the mount says wins.
+/// The store may have that directory, too: both are there, and what the mount says wins.
 #[test]
 fn what_the_store_has_there_is_there_too() {
     if !can_mount() {
@@ -191,28 +191,25 @@ fn what_the_store_has_there_is_there_too() {
     // Both kernels hold the mount's own directory before the store has one.
     let inside = File::open(own(a)).unwrap();
     assert_eq!(read(b, "prefix"), "/\n");
-    store(&world, put("/.quorumfs/policy", "everybody"));
+    store(&world, put("/.quorumfs/notes", "everybody"));
     store(&world, put("/.quorumfs/status", "not to be seen"));
     world.settle();
     for mount in [a, b] {
-        assert_eq!(read(mount, "policy"), "everybody");
+        assert_eq!(read(mount, "notes"), "everybody");
         assert!(read(mount, "status").contains("connected to"));
         let names = sh(&own(mount), "ls -A | LC_ALL=C sort | tr '\\n' ' '");
         assert_eq!(
             names,
-            "lag leader members policy prefix queue revision session status status.json version "
+            "lag leader members notes prefix queue revision session status status.json version "
         );
         assert_eq!(sh(mount, "ls -A"), "");
     }
     drop(inside);
     // It is a directory like any other for what is in it.
-    sh(
-        a,
-        "cd .quorumfs && echo nobody > policy.new && mv policy.new policy && mkdir old && echo x > old/policy",
-    );
+    sh(a, "cd .quorumfs && echo nobody > notes.new && mv notes.new notes && mkdir old && echo x > old/notes");
     sh(b, "sync .");
-    assert_eq!(read(b, "policy"), "nobody\n");
-    assert_eq!(read(b, "old/policy"), "x\n");
+    assert_eq!(read(b, "notes"), "nobody\n");
+    assert_eq!(read(b, "old/notes"), "x\n");
     assert_eq!(errno(fs::write(own(a).join("status"), "x")), libc::EPERM);
     assert_eq!(errno(fs::remove_dir(own(a))), libc::EPERM);
     // Away with it: the mount's own is left. And back again.
@@ -223,16 +220,16 @@ fn what_the_store_has_there_is_there_too() {
     );
     world.settle();
     for mount in [a, b] {
-        assert!(!own(mount).join("policy").exists());
+        assert!(!own(mount).join("notes").exists());
         assert!(read(mount, "status").contains("connected to"));
-        assert_eq!(fs::read_to_string(mount.join("elsewhere/policy")).unwrap(), "nobody\n");
+        assert_eq!(fs::read_to_string(mount.join("elsewhere/notes")).unwrap(), "nobody\n");
     }
     store(
         &world,
         Command::Rename { from: at("/elsewhere"), to: at("/.quorumfs"), mode: RenameMode::NoReplace },
     );
     world.settle();
-    assert_eq!(read(a, "policy") + &read(b, "policy"), "nobody\nnobody\n");
+    assert_eq!(read(a, "notes") + &read(b, "notes"), "nobody\nnobody\n");
     assert!(read(a, "status").contains("connected to") && read(b, "status").contains("connected to"));
 }
 
@@ -245,9 +242,16 @@ fn a_mount_can_make_the_policy() {
     let world = World::new("report_made", 2);
     let (a, b) = (world.a(), world.b());
     assert!(read(a, "status").contains("connected to"));
-    sh(a, "echo nobody > .quorumfs/policy && cat .quorumfs/policy .quorumfs/prefix");
+    let policy = "rule = [{ who = ['admin'], admin = true, write = ['/'] }]\n";
+    sh(
+        a,
+        &format!(
+            "echo \"{}\" > .quorumfs/policy && cat .quorumfs/policy .quorumfs/prefix",
+            policy.trim_end()
+        ),
+    );
     sh(b, "sync .");
-    assert_eq!(read(b, "policy"), "nobody\n");
+    assert_eq!(read(b, "policy"), policy);
     assert!(read(b, "status").contains("connected to"));
 }
 
@@ -258,11 +262,11 @@ fn a_subtree_has_its_own() {
     }
     let mut world = World::new("report_subtree", 1);
     fs::create_dir(world.a().join("services")).unwrap();
-    store(&world, put("/.quorumfs/policy", "everybody"));
+    store(&world, put("/.quorumfs/notes", "everybody"));
     let part = world.mount(|config| config.prefix = Key::parse("/services").unwrap());
     let part = world.paths[part].clone();
     assert_eq!(read(&part, "prefix"), "/services\n");
-    assert!(!part.join(".quorumfs/policy").exists());
+    assert!(!part.join(".quorumfs/notes").exists());
     assert_eq!(sh(&part, "ls -A"), "");
-    assert_eq!(errno(fs::write(part.join(".quorumfs/policy"), "mine")), libc::EPERM);
+    assert_eq!(errno(fs::write(part.join(".quorumfs/notes"), "mine")), libc::EPERM);
 }

@@ -81,7 +81,7 @@ impl World {
         let certs = dir.path().join("certs");
         let authority = Authority::create(&certs, Validity::days(2), false).unwrap();
         authority.issue(&Request::node("n1", ["127.0.0.1"]).unwrap()).unwrap();
-        authority.issue(&Request::client("host").unwrap()).unwrap();
+        authority.issue(&Request::client("admin").unwrap()).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = raftnode::Config::new(1, "n1", listen, &dir.path().join("node"), &certs).unwrap();
         let node = runtime.block_on(async {
@@ -108,7 +108,7 @@ impl World {
         Settings {
             nodes: vec![self.addr.to_string()],
             certs: self.dir.path().join("certs"),
-            name: "host".into(),
+            name: "admin".into(),
             timeout: Duration::from_secs(5),
         }
     }

@@ -119,12 +119,12 @@ fn a_certificate_that_does_not_fit_is_4_at_once_and_says_why() {
     // Of another CA; the node's certificate is refused on this side.
     let other = cluster.dir.path().join("other");
     let authority = Authority::create(&other, Validity::days(10), false).unwrap();
-    authority.issue(&Request::client("client").unwrap()).unwrap();
+    authority.issue(&Request::client("admin").unwrap()).unwrap();
     // The right CA and a client's certificate of the other one: the node refuses it.
     let mixed = cluster.dir.path().join("mixed");
     std::fs::create_dir(&mixed).unwrap();
     for (from, name) in
-        [(cluster.certs(), "ca.crt"), (other.clone(), "client.crt"), (other.clone(), "client.key")]
+        [(cluster.certs(), "ca.crt"), (other.clone(), "admin.crt"), (other.clone(), "admin.key")]
     {
         std::fs::copy(from.join(name), mixed.join(name)).unwrap();
     }

@@ -141,7 +141,10 @@ impl Cluster {
     /// A `kvctl` that knows where the cluster is.
     pub fn kvctl(&self) -> Command {
         let mut command = kvctl(&self.dir);
-        command.env("QUORUMFS_NODES", self.addrs().join(",")).env("QUORUMFS_CERTS", self.certs());
+        command
+            .env("QUORUMFS_NODES", self.addrs().join(","))
+            .env("QUORUMFS_CERTS", self.certs())
+            .env("QUORUMFS_NAME", "admin");
         command
     }
 }

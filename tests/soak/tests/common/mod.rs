@@ -26,7 +26,7 @@ pub fn runtime() -> Runtime {
 /// A client that knows these nodes.
 pub fn client(cluster: &Cluster, nodes: String) -> Client {
     let nodes = nodes.split(',').map(str::to_string).collect();
-    let (certs, name) = (cluster.certs().to_path_buf(), "client".to_string());
+    let (certs, name) = (cluster.certs().to_path_buf(), "admin".to_string());
     Client::new(Settings { nodes, certs, name, timeout: PATIENCE }).unwrap()
 }
 
