@@ -59,7 +59,7 @@ pub struct MountArgs {
     /// The directory to mount on.
     pub mountpoint: PathBuf,
     /// Mount options as in fstab: certs=DIR, name=NAME, prefix=KEY, ro, sync, timeout=5s, uid=, gid=,
-    /// umask=, allow_other, private ...
+    /// umask=, event=, allow_other, private ...
     #[arg(short = 'o', value_name = "OPT,...", action = clap::ArgAction::Append)]
     pub options: Vec<String>,
     /// Directory with ca.crt, NAME.crt and NAME.key.

@@ -3,7 +3,7 @@
 //! One lock holds the mirror, what the kernel knows, the open files and the replay queue: they have to
 //! change together. It is never held over I/O or an await.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -20,12 +20,13 @@ use quorumfs_api::limits::VALUE_MAX_LIMIT;
 use quorumfs_api::outcome::{Done, Outcome, Refusal};
 use quorumfs_api::record::{Ino, Kind, LeaseId, Record, Revision};
 use quorumfs_api::rights::{Access, Rights, Sight};
+use quorumfs_api::style::EventStyle;
 use tokio::sync::{Notify, watch};
 
 use crate::attr::{self, Attr, Overrides};
 use crate::errno::{Errno, Result};
 use crate::handle::{Handles, Reader, same};
-use crate::kernel::{Kernel, NodeId, Object};
+use crate::kernel::{Kernel, NodeId, Object, STAGE};
 use crate::locked::Locked;
 use crate::mirror::{At, Mirror, Net, OutOfStep, difference};
 use crate::replay::expect::Replayer;
@@ -59,6 +60,8 @@ pub struct Rules {
     pub write_timeout: Duration,
     /// What is shown in place of owners and modes.
     pub shown: Overrides,
+    /// How changes look in directories that do not say.
+    pub events: EventStyle,
 }
 
 /// What a request to the store concerns: an event of our session that fits to one is the answer to a
@@ -79,6 +82,8 @@ pub type Answered = std::result::Result<(Revision, Done), Refusal>;
 pub struct State {
     /// The tree.
     pub mirror: Mirror,
+    /// How changes look in directories that do not say.
+    pub events: EventStyle,
     /// What the kernel holds.
     pub kernel: Kernel,
     /// Open files.
@@ -156,7 +161,7 @@ impl Core {
     /// An empty mount of that store.
     pub fn new(store: Arc<dyn Store>, rules: Rules, mounted: Mounted) -> Arc<Core> {
         Arc::new(Core {
-            state: Mutex::default(),
+            state: Mutex::new(State { events: rules.events, ..State::default() }),
             work: Condvar::new(),
             replayer: Replayer::default(),
             store,
@@ -215,10 +220,12 @@ impl Core {
                 let ours = event.session.is_some_and(|session| self.store.is_own(session));
                 let net = state.mirror.apply(event)?;
                 let own = ours && net.iter().any(|net| state.is_asked(net)) && !state.is_surprised(&net);
+                let swaps = state.swaps(&net);
                 for net in net {
                     unlocked |= matches!(net, Net::Unlocked { .. });
                     state.take_in(net, own, &mut stale);
                 }
+                swaps.into_iter().for_each(|dir| state.queue.push(Net::Swap { dir }));
             }
             state.hold_back(&stale);
             state.mirror.revision
@@ -266,9 +273,11 @@ impl Core {
             let first = state.mirror.is_empty() && state.kernel.held().next().is_none();
             let net = if first { Vec::new() } else { difference(&state.mirror, &new) };
             state.mirror = new;
+            let swaps = state.swaps(&net);
             for net in net {
                 state.take_in(net, false, &mut stale);
             }
+            swaps.into_iter().for_each(|dir| state.queue.push(Net::Swap { dir }));
             // Times and counts of directories change without a word of their own.
             stale.extend(state.kernel.held());
             state.hold_back(&stale);
@@ -523,6 +532,7 @@ impl State {
                 asked(Touch::Ino(*ino)) || at.is_some_and(|at| asked(Touch::Name(at)))
             }
             Net::Unlocked { ino } => asked(Touch::Ino(*ino)),
+            Net::Swap { .. } => false,
         }
     }
 
@@ -577,12 +587,7 @@ impl State {
 
     /// What a change of the tree means for what the kernel holds, and for the replay.
     fn take_in(&mut self, net: Net, own: bool, stale: &mut HashSet<NodeId>) {
-        let mut show = |kernel: &Kernel, ino: Ino| {
-            let node = kernel.node(ino);
-            if kernel.holds(node) {
-                stale.insert(node);
-            }
-        };
+        let mut show = |kernel: &Kernel, ino: Ino| stale.extend(kernel.nodes(ino));
         let mut was_private = false;
         match &net {
             Net::Create { at, ino, kind } => {
@@ -614,10 +619,10 @@ impl State {
                     self.kernel.published(to, *ino, kind);
                 }
             }
-            Net::Unlocked { .. } => {}
+            Net::Unlocked { .. } | Net::Swap { .. } => {}
         }
         if own && !self.queue.concerns(&net) {
-            return;
+            return self.take_in_own(net);
         }
         match net {
             // The kernel has fired the creation when the private file was made. What is new is the value.
@@ -675,7 +680,7 @@ impl State {
         match self.kernel.resolve(node, &self.mirror) {
             Object::Real(ino) => Some(&self.mirror.get(ino)?.record),
             Object::Orphan => self.kernel.orphaned(node),
-            Object::Private | Object::Gone => None,
+            Object::Private | Object::Link | Object::Gone => None,
         }
     }
 
@@ -692,12 +697,50 @@ impl State {
         })
     }
 
+    /// The kernel has fired the events of a local change by itself. Where changes are to look like renames,
+    /// programs of this host wait for one as well.
+    fn take_in_own(&mut self, net: Net) {
+        let renames = |dir: Ino| self.style(dir) == EventStyle::Rename;
+        let parent = |ino: Ino| self.mirror.get(ino).and_then(|node| node.at.as_ref()).map(|at| at.0);
+        match net {
+            Net::Create { at, ino, kind: Kind::File } if renames(at.0) => {
+                self.queue.push(Net::Update { ino })
+            }
+            Net::Update { ino } if parent(ino).is_some_and(renames) => self.queue.push(net),
+            // This is the rename that they wait for.
+            Net::Rename { to, ino, .. } if renames(to.0) => self.queue.drop_update(ino),
+            _ => {}
+        }
+    }
+
+    /// How changes in that directory look.
+    pub fn style(&self, dir: Ino) -> EventStyle {
+        self.mirror.style(dir).unwrap_or(self.events)
+    }
+
+    /// The directories with a `..data` in which something changed, each once.
+    fn swaps(&self, changes: &[Net]) -> BTreeSet<Ino> {
+        let parent = |ino: &Ino| self.mirror.get(*ino).and_then(|node| node.at.as_ref()).map(|at| at.0);
+        let dirs = changes.iter().flat_map(|net| match net {
+            Net::Create { at, .. } | Net::Remove { at, .. } => [Some(at.0), None],
+            Net::Rename { from, to, .. } => [Some(from.0), Some(to.0)],
+            Net::Update { ino } | Net::Attr { ino } => [parent(ino), None],
+            Net::Unlocked { .. } | Net::Swap { .. } => [None, None],
+        });
+        dirs.flatten().filter(|dir| self.style(*dir) == EventStyle::Swap).collect()
+    }
+
     /// Attributes of a number as everybody sees them.
     pub fn attr(&self, node: NodeId, shown: &Overrides) -> Option<Attr> {
         match self.kernel.resolve(node, &self.mirror) {
-            Object::Real(ino) => self.attr_of(ino, shown),
+            Object::Real(ino) => self.attr_as(ino, node, shown),
             Object::Private => Some(Attr::of(&self.kernel.private(node)?.record, node, 0, shown)),
             Object::Orphan => self.kernel.orphaned(node).map(|record| orphan_attr(record, node, shown)),
+            Object::Link => Some(Attr::of(self.kernel.link(node)?, node, 0, shown)),
+            Object::Gone if node == STAGE => {
+                // The kernel asks whether the replayer may take something away there, whoever it runs as.
+                Some(Attr { mode: 0o777, ..Attr::of(&missing_root(), node, 0, shown) })
+            }
             Object::Gone if node == Ino::ROOT.0 => Some(Attr::of(&missing_root(), node, 0, shown)),
             Object::Gone => None,
         }
@@ -705,15 +748,19 @@ impl State {
 
     /// Attributes of something in the tree.
     pub fn attr_of(&self, ino: Ino, shown: &Overrides) -> Option<Attr> {
+        self.attr_as(ino, self.kernel.node(ino), shown)
+    }
+
+    /// The same under one of its numbers: each has readers of its own.
+    pub fn attr_as(&self, ino: Ino, number: NodeId, shown: &Overrides) -> Option<Attr> {
         let node = self.mirror.get(ino)?;
         let subdirs = node.dir.as_ref().map_or(0, |dir| dir.subdirs);
-        Some(self.as_told(Attr::of(&node.record, self.kernel.node(ino), subdirs, shown)))
+        Some(self.as_told(Attr::of(&node.record, number, subdirs, shown)))
     }
 }
 
 fn orphan(kernel: &mut Kernel, handles: &Handles, record: &Record) {
-    let is_open = !handles.of(kernel.node(record.ino)).is_empty();
-    kernel.orphan(record, is_open);
+    kernel.orphan(record, |node| !handles.of(node).is_empty());
 }
 
 /// What has no name has no links.

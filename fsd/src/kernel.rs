@@ -3,7 +3,8 @@
 //! Most objects are known by the number that the store gave them. A file that was created here and is
 //! not published yet has a *provisional* number; once it is published (or somebody else made its name)
 //! that number is an *alias* of the real one for as long as the kernel holds it, because the kernel
-//! cannot be told that an inode has another number now.
+//! cannot be told that an inode has another number now. A file whose new value is shown as a rename gets
+//! an alias as well: to the kernel, what a rename replaces must be another inode.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use quorumfs_api::record::{Ino, Kind, Record};
 
 use crate::mirror::{At, Mirror, bare};
+use crate::swap::Made;
 
 /// Number of an inode between the kernel and us.
 pub type NodeId = u64;
@@ -31,6 +33,9 @@ pub struct Private {
     pub gate: Arc<tokio::sync::Mutex<()>>,
 }
 
+/// The directory out of which the replayer moves what it shows as a rename. Nobody else ever finds it.
+pub const STAGE: NodeId = PROVISIONAL;
+
 /// What a number stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -40,6 +45,8 @@ pub enum Object {
     Private,
     /// Something that has no name any more, but the kernel holds it.
     Orphan,
+    /// A symbolic link that is in no store: see [`swap`](crate::swap).
+    Link,
     /// Nothing.
     Gone,
 }
@@ -49,7 +56,16 @@ pub enum Object {
 pub struct Kernel {
     lookups: HashMap<NodeId, u64>,
     real: HashMap<NodeId, Ino>,
+    /// The number by which a file's name is known, where it is another than the store's.
     alias: HashMap<Ino, NodeId>,
+    /// All provisional numbers that the kernel holds for a file: those that are not its alias are known to
+    /// who opened or watches it.
+    numbers: HashMap<Ino, Vec<NodeId>>,
+    links: HashMap<NodeId, Record>,
+    /// Which of them the kernel was told of for a directory.
+    made_links: HashMap<(Ino, Made), NodeId>,
+    /// What the replayer is about to move into its place.
+    staged: Option<NodeId>,
     orphans: HashMap<NodeId, Record>,
     privates: HashMap<NodeId, Private>,
     names: HashMap<At, NodeId>,
@@ -66,10 +82,19 @@ impl Kernel {
         self.alias.get(&ino).copied().unwrap_or(ino.0)
     }
 
+    /// All numbers by which the kernel may hold `ino`.
+    pub fn nodes(&self, ino: Ino) -> Vec<NodeId> {
+        let provisional = self.numbers.get(&ino).into_iter().flatten().copied();
+        std::iter::once(ino.0).chain(provisional).filter(|node| self.holds(*node)).collect()
+    }
+
     /// What the kernel's number stands for.
     pub fn resolve(&self, node: NodeId, mirror: &Mirror) -> Object {
         if self.privates.contains_key(&node) {
             return Object::Private;
+        }
+        if self.links.contains_key(&node) {
+            return Object::Link;
         }
         let ino = match self.real.get(&node) {
             Some(ino) => *ino,
@@ -110,18 +135,100 @@ impl Kernel {
             return;
         }
         self.lookups.remove(&node);
+        // It stands for nothing from here on: whoever moves something in gets another number.
+        self.staged.take_if(|staged| *staged == node);
         self.orphans.remove(&node);
         self.filled.remove(&node);
         self.changed.remove(&node);
-        if let Some(ino) = self.real.remove(&node) {
-            self.alias.remove(&ino);
+        if self.links.remove(&node).is_some() {
+            self.made_links.retain(|_, link| *link != node);
         }
+        if let Some(ino) = self.real.remove(&node) {
+            if self.alias.get(&ino) == Some(&node) {
+                self.alias.remove(&ino);
+            }
+            if let Some(numbers) = self.numbers.get_mut(&ino) {
+                numbers.retain(|number| *number != node);
+                if numbers.is_empty() {
+                    self.numbers.remove(&ino);
+                }
+            }
+        }
+    }
+
+    fn provisional(&mut self) -> NodeId {
+        self.made += 1;
+        PROVISIONAL + self.made
+    }
+
+    /// Another number for a file, which becomes its alias with [`Kernel::moved_in`].
+    pub fn stage(&mut self, ino: Ino) -> NodeId {
+        if let Some(node) = self.staged {
+            return node;
+        }
+        let node = self.provisional();
+        self.real.insert(node, ino);
+        self.numbers.entry(ino).or_default().push(node);
+        self.staged = Some(node);
+        node
+    }
+
+    /// A new symbolic link, which becomes the directory's with [`Kernel::moved_in_link`].
+    pub fn stage_link(&mut self, record: Record) -> NodeId {
+        if let Some(node) = self.staged {
+            return node;
+        }
+        let node = self.provisional();
+        self.links.insert(node, record);
+        self.staged = Some(node);
+        node
+    }
+
+    /// A number for a symbolic link that is in no store.
+    pub fn make_link(&mut self, dir: Ino, made: Made, record: Record) -> NodeId {
+        let node = self.provisional();
+        self.links.insert(node, record);
+        self.made_links.insert((dir, made), node);
+        node
+    }
+
+    /// A symbolic link that is in no store.
+    pub fn link(&self, node: NodeId) -> Option<&Record> {
+        self.links.get(&node)
+    }
+
+    /// The kernel has what was staged in place of what it had.
+    pub fn moved_in(&mut self, ino: Ino) {
+        if let Some(node) = self.staged.take() {
+            self.alias.insert(ino, node);
+        }
+    }
+
+    /// The kernel has the new `..data` of a directory.
+    pub fn moved_in_link(&mut self, dir: Ino) {
+        if let Some(node) = self.staged.take() {
+            self.made_links.insert((dir, Made::Data), node);
+        }
+    }
+
+    /// What is staged stays out.
+    pub fn unstage(&mut self) {
+        self.staged = None;
+    }
+
+    /// A link of a directory that the kernel was told of.
+    pub fn link_of(&self, dir: Ino, made: Made) -> Option<NodeId> {
+        self.made_links.get(&(dir, made)).copied()
+    }
+
+    /// The `..data` that was told of is not what it should be: who asks next is told of another one.
+    pub fn outdate_data(&mut self, dir: Ino) {
+        self.made_links.remove(&(dir, Made::Data));
     }
 
     /// Makes a private file; `record` gets its provisional number.
     pub fn make_private(&mut self, at: At, record: impl FnOnce(Ino) -> Record) -> NodeId {
-        self.made += 1;
-        let node = PROVISIONAL + self.made;
+        let node = self.provisional();
         self.names.insert(at.clone(), node);
         self.privates.insert(node, Private { at, record: record(Ino(node)), gate: Arc::default() });
         node
@@ -156,6 +263,7 @@ impl Kernel {
             return;
         }
         self.real.insert(node, ino);
+        self.numbers.entry(ino).or_default().push(node);
         // Where the kernel holds the other under its own number already, it keeps that.
         if !self.holds(ino.0) {
             self.alias.insert(ino, node);
@@ -171,9 +279,9 @@ impl Kernel {
     }
 
     /// An object lost its name. Its value is kept for those who have it open.
-    pub fn orphan(&mut self, record: &Record, is_open: bool) {
-        let node = self.node(record.ino);
-        if self.holds(node) {
+    pub fn orphan(&mut self, record: &Record, is_open: impl Fn(NodeId) -> bool) {
+        for node in self.nodes(record.ino) {
+            let is_open = is_open(node);
             self.orphans.insert(node, if is_open { record.clone() } else { bare(record) });
         }
     }
@@ -192,8 +300,7 @@ impl Kernel {
 
     /// The value of a held file changed.
     pub fn value_changed(&mut self, ino: Ino, now: Instant) {
-        let node = self.node(ino);
-        if self.holds(node) {
+        for node in self.nodes(ino) {
             self.changed.insert(node, now);
         }
     }

@@ -11,6 +11,7 @@
 //! | [`mirror`] | the tree; events in, net changes out (pure) |
 //! | [`kernel`] | what the kernel holds, and by which numbers |
 //! | [`locked`] | locks that were taken here, and whether they still hold (pure) |
+//! | [`swap`] | the `..data` links of directories that want them |
 //! | [`handle`] | open files and what was written to them |
 //! | [`core`] | all of that under one lock; committing, waiting, barriers |
 //! | [`fs`] | what each system call means |
@@ -37,3 +38,4 @@ pub mod report;
 pub mod rights;
 pub mod serve;
 pub mod store;
+pub mod swap;

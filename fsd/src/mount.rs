@@ -174,6 +174,7 @@ pub fn config(client: Client, prefix: Key, mountpoint: PathBuf, options: &MountO
     // Root's mounts are for everybody, as those of other file systems are; modes still hold.
     config.allow_other = options.allow_other.unwrap_or_else(is_root);
     config.shown = Overrides { uid: options.uid, gid: options.gid, umask: options.umask };
+    config.events = options.event.unwrap_or_default();
     config.suid = options.suid;
     config.dev = options.dev;
     config.noexec = options.noexec;

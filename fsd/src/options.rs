@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quorumfs_api::client::settings;
+use quorumfs_api::style::{self, EventStyle};
 
 /// Bounds of `timeout=`: below, an election cannot end in time; above, a process would seem stuck.
 const TIMEOUT_RANGE: std::ops::RangeInclusive<Duration> =
@@ -11,6 +12,7 @@ const TIMEOUT_RANGE: std::ops::RangeInclusive<Duration> =
 
 /// What can be asked for, in the words of the error message for everything else.
 const KNOWN: &str = "certs=DIR, cert=DIR/NAME.crt, name=NAME, prefix=KEY, timeout=5s, uid=N, gid=N, umask=OCTAL, \
+                     event=write|rename|swap, \
                      ro, rw, sync, async, allow_other, private, suid, nosuid, dev, nodev, exec, noexec, \
                      create_prefix, log_file=FILE";
 
@@ -93,6 +95,8 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// Permission bits taken away from everything.
     pub umask: Option<u32>,
+    /// How changes look to programs that watch, in directories that do not say.
+    pub event: Option<EventStyle>,
     /// Refuse every change.
     pub read_only: bool,
     /// Commit in each `write`.
@@ -146,7 +150,8 @@ impl MountOptions {
             return Ok(());
         }
         match option {
-            "certs" | "cert" | "name" | "prefix" | "timeout" | "uid" | "gid" | "umask" | "log_file" => {
+            "certs" | "cert" | "name" | "prefix" | "timeout" | "uid" | "gid" | "umask" | "log_file"
+            | "event" => {
                 let value = value
                     .filter(|v| !v.is_empty())
                     .ok_or_else(|| OptionError::NoValue(option.to_string()))?;
@@ -183,6 +188,7 @@ impl MountOptions {
             "uid" => self.uid = Some(parse_id(value).map_err(bad)?),
             "gid" => self.gid = Some(parse_id(value).map_err(bad)?),
             "umask" => self.umask = Some(parse_umask(value).map_err(bad)?),
+            "event" => self.event = Some(value.parse().map_err(|e: style::UnknownStyle| bad(e.to_string()))?),
             "log_file" => self.log_file = Some(value.into()),
             _ => return Err(OptionError::Unknown(option.to_string())),
         }
@@ -256,7 +262,7 @@ mod tests {
     fn a_whole_fstab_line_is_understood() {
         let options = MountOptions::parse(&[
             "rw,noatime,nosuid,nodev,_netdev,auto,x-systemd.automount,comment=kv",
-            "certs=/etc/quorumfs,name=web1,prefix=/services,timeout=500ms,uid=33,gid=34,umask=027,ro,sync,private",
+            "certs=/etc/quorumfs,name=web1,prefix=/services,timeout=500ms,uid=33,gid=34,umask=027,event=rename,ro,sync,private",
         ])
         .unwrap();
         let wanted = MountOptions {
@@ -267,6 +273,7 @@ mod tests {
             uid: Some(33),
             gid: Some(34),
             umask: Some(0o27),
+            event: Some(EventStyle::Rename),
             read_only: true,
             sync: true,
             allow_other: Some(false),
@@ -306,6 +313,7 @@ mod tests {
             "uid=4294967295",
             "umask=9",
             "umask=1777",
+            "event=moves",
             "ro=1",
             "prefix",
             "noatime=yes",

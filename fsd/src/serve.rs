@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use fuser::{INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
 use quorumfs_api::client::{Client, ClientError};
 use quorumfs_api::key::Key;
+use quorumfs_api::style::EventStyle;
 use tokio::sync::watch;
 
 pub use crate::attr::Overrides;
@@ -50,6 +51,8 @@ pub struct Config {
     pub allow_other: bool,
     /// What is shown in place of owners and modes.
     pub shown: Overrides,
+    /// How changes look to programs that watch, in directories that do not say.
+    pub events: EventStyle,
     /// Honour set-user-id bits.
     pub suid: bool,
     /// Honour device nodes.
@@ -73,6 +76,7 @@ impl Config {
             write_timeout: Duration::from_secs(5),
             allow_other: false,
             shown: Overrides::default(),
+            events: EventStyle::default(),
             suid: false,
             dev: false,
             noexec: false,
@@ -155,6 +159,7 @@ impl Mount {
             sync: config.sync,
             write_timeout: config.write_timeout,
             shown: shown(config.shown),
+            events: config.events,
         };
         let core = Core::new(store.clone(), rules, mounted(&config));
         let (progress, mut copied) = watch::channel(Progress::default());

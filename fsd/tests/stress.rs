@@ -9,25 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::inotify::Watcher;
+use common::random::{Random, seed};
 use common::{World, can_mount, sh};
-
-/// A simple generator, so that a seed says everything.
-struct Random(u64);
-impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
-
-fn seed() -> u64 {
-    let given = std::env::var("QUORUMFS_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1);
-    eprintln!("QUORUMFS_SEED={seed} does this again");
-    seed
-}
 
 /// One random operation; what it answers does not matter, that it answers does.
 fn act(random: &mut Random, dir: &Path) {

@@ -117,6 +117,8 @@ impl Fs {
         match state.kernel.resolve(node, &state.mirror) {
             Object::Real(ino) => Ok(Some((ino, Self::target(&state, ino)?))),
             Object::Orphan => Ok(None),
+            // It is in no store.
+            Object::Link => Err(Errno::EPERM),
             Object::Private | Object::Gone => Err(Errno::ESTALE),
         }
     }

@@ -92,7 +92,7 @@ impl Fs {
                 (record.value.clone(), (record.mtime, record.ctime), record.version, false)
             }
             Object::Private => (Bytes::new(), Default::default(), 0, true),
-            Object::Orphan | Object::Gone => return Err(Errno::ESTALE),
+            Object::Orphan | Object::Link | Object::Gone => return Err(Errno::ESTALE),
         };
         let busy = state.untold.contains(&node)
             || state.kernel.last_change(node).is_some_and(|changed| changed.elapsed() < BUSY);
@@ -112,7 +112,7 @@ impl Fs {
                 record.value.len()
             }
             Object::Private => 0,
-            Object::Orphan | Object::Gone => return Err(Errno::ESTALE),
+            Object::Orphan | Object::Link | Object::Gone => return Err(Errno::ESTALE),
         };
         let empties = flags & libc::O_TRUNC != 0;
         // The kernel takes the length to be 0 from here until it asks again.

@@ -34,6 +34,7 @@ use quorumfs_api::record::{Ino, Kind};
 pub use attrs::{Change, Space, Time};
 pub use files::Opened;
 pub use locks::{Held, LockRequest};
+pub use names::STAGE_NAME;
 
 use crate::attr::Attr;
 use crate::core::{Core, State, TTL};
@@ -93,7 +94,7 @@ impl Fs {
     fn dir(&self, state: &State, node: NodeId) -> Result<Ino> {
         match state.kernel.resolve(node, &state.mirror) {
             Object::Real(ino) if state.mirror.dir(ino).is_some() => Ok(ino),
-            Object::Real(_) | Object::Private => Err(Errno::ENOTDIR),
+            Object::Real(_) | Object::Private | Object::Link => Err(Errno::ENOTDIR),
             // In a directory that is gone no name can be made, and none is found.
             Object::Orphan | Object::Gone => Err(Errno::ENOENT),
         }

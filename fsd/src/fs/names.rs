@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorumfs_api::limits::NAME_MAX;
 use quorumfs_api::record::{Ino, Kind};
 
 use super::{Caller, Entry, Fs, name, report};
@@ -11,22 +12,27 @@ use crate::attr::Attr;
 use crate::core::{State, TTL, orphan_attr};
 use crate::errno::{Errno, Result};
 use crate::handle::{Fh, Handle, Listed};
-use crate::kernel::{NodeId, Object};
-use crate::mirror::At;
+use crate::kernel::{NodeId, Object, STAGE};
+use crate::mirror::{At, Net};
 use crate::report::DIR;
+use crate::swap::{self, Made};
+
+/// Where the replayer finds what it moves into its place, in the root: a name that no key can have, because
+/// it is longer than `NAME_MAX`. The kernel lets FUSE have such names.
+pub const STAGE_NAME: &str = match std::str::from_utf8(&[b'.'; NAME_MAX + 1]) {
+    Ok(name) => name,
+    Err(_) => unreachable!(),
+};
 
 impl Fs {
     /// What has a name.
     pub fn lookup(&self, caller: Caller, parent: NodeId, bytes: &[u8]) -> Result<Entry> {
-        let name = name(bytes)?;
         let mut state = self.core.state.lock();
         let state = &mut *state;
         if self.is_replayer(caller) {
-            let dir = state.kernel.ino(parent).ok_or(Errno::ENOENT)?;
-            let at = (dir, name);
-            let ino = state.queue.lookup(&at, &state.mirror).ok_or(Errno::ENOENT)?;
-            return self.give_replayer(state, &at, ino);
+            return self.lookup_for_replayer(state, parent, bytes);
         }
+        let name = name(bytes)?;
         if let Some(own) = self.lookup_own(state, parent, bytes) {
             return own;
         }
@@ -35,10 +41,59 @@ impl Fs {
         match state.mirror.child(dir, &at.1) {
             Some(ino) => self.give(state, &at, ino),
             None => {
-                let node = state.kernel.private_at(&at).ok_or(Errno::ENOENT)?;
+                let made_up = |state: &mut State| swap::lookup(state, &at);
+                let node = state.kernel.private_at(&at).or_else(|| made_up(state)).ok_or(Errno::ENOENT)?;
                 self.give_private(state, node)
             }
         }
+    }
+
+    /// The tree as it is for the replayer, with the directory out of which it moves things.
+    fn lookup_for_replayer(&self, state: &mut State, parent: NodeId, bytes: &[u8]) -> Result<Entry> {
+        if parent == STAGE {
+            return self.give_staged(state);
+        }
+        if parent == Ino::ROOT.0 && bytes == STAGE_NAME.as_bytes() {
+            return self.give_private(state, STAGE);
+        }
+        let dir = state.kernel.ino(parent).ok_or(Errno::ENOENT)?;
+        let at = (dir, name(bytes)?);
+        match (state.queue.lookup(&at, &state.mirror), state.queue.current()) {
+            (Some(ino), _) => self.give_replayer(state, &at, ino),
+            // The link that is about to be replaced.
+            (None, Some(Net::Swap { dir: there }))
+                if *there == dir && at.1.as_bytes() == swap::DATA.as_bytes() =>
+            {
+                let node = state.kernel.link_of(dir, Made::Data).ok_or(Errno::ENOENT)?;
+                self.give_private(state, node)
+            }
+            (None, _) => Err(Errno::ENOENT),
+        }
+    }
+
+    /// What is about to be moved into its place: for the kernel another thing than what is there now.
+    fn give_staged(&self, state: &mut State) -> Result<Entry> {
+        let shown = &self.core.rules.shown;
+        let (node, attr) = match state.queue.current().cloned() {
+            Some(Net::Create { ino, kind: Kind::File, .. }) => {
+                let node = state.kernel.node(ino);
+                let made = state.attr_of(ino, shown);
+                (node, made.or_else(|| Some(Attr::of(state.queue.ghost(ino)?, node, 0, shown))))
+            }
+            Some(Net::Update { ino }) if state.mirror.get(ino).is_some() => {
+                let node = state.kernel.stage(ino);
+                (node, state.attr_as(ino, node, shown))
+            }
+            Some(Net::Swap { dir }) => {
+                let record = swap::record(state, dir, Made::Data).ok_or(Errno::ENOENT)?;
+                let node = state.kernel.stage_link(record);
+                (node, state.attr(node, shown))
+            }
+            _ => return Err(Errno::ENOENT),
+        };
+        let attr = attr.ok_or(Errno::ENOENT)?;
+        state.kernel.looked_up(node);
+        Ok(Entry { attr, name_ttl: Duration::ZERO, attr_ttl: Duration::ZERO })
     }
 
     /// An entry for the replayer, also of what is gone from the tree already.
@@ -131,6 +186,7 @@ impl Fs {
                     _ => Err(Errno::EINVAL),
                 }
             }
+            Object::Link => state.kernel.link(node).map(|link| link.value.clone()).ok_or(Errno::ESTALE),
             Object::Private => Err(Errno::EINVAL),
             Object::Orphan | Object::Gone => Err(Errno::ESTALE),
         }
@@ -142,7 +198,7 @@ impl Fs {
         let exists = node == Ino::ROOT.0 || node == DIR || self.dir(&state, node).is_ok();
         if !exists {
             return Err(match state.kernel.resolve(node, &state.mirror) {
-                Object::Real(_) | Object::Private => Errno::ENOTDIR,
+                Object::Real(_) | Object::Private | Object::Link => Errno::ENOTDIR,
                 Object::Orphan | Object::Gone => Errno::ESTALE,
             });
         }

@@ -72,7 +72,7 @@ impl Fs {
                 (Target::At(self.place(state, &at)?), Some(at), owner)
             }
             Object::Real(ino) => (Self::target(state, ino)?, None, Owner::FILE),
-            Object::Orphan | Object::Gone => {
+            Object::Orphan | Object::Link | Object::Gone => {
                 // It has no name any more: what was written goes with it, as it does everywhere.
                 let base = state.published(node).unwrap_or_default();
                 if let Some(writer) = state.handles.writer(fh) {

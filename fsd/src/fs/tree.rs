@@ -2,14 +2,15 @@
 
 use bytes::Bytes;
 use quorumfs_api::command::{Command, CreateMode, LeaseChange, RenameMode, Special, Target};
+use quorumfs_api::key::Name;
 use quorumfs_api::outcome::Done;
 use quorumfs_api::record::{Device, Ino, Kind};
 
 use super::{Caller, Entry, Fs, name};
-use crate::core::{Believed, Touch};
+use crate::core::{Believed, State, Touch};
 use crate::errno::{Errno, Result};
-use crate::kernel::NodeId;
-use crate::mirror::At;
+use crate::kernel::{NodeId, STAGE};
+use crate::mirror::{At, Net};
 use crate::replay::expect;
 
 impl Fs {
@@ -200,6 +201,17 @@ impl Fs {
         if expect::removes(&mut state.queue, &at, dir) { Ok(true) } else { Err(Errno::ESTALE) }
     }
 
+    /// The replayer moves something into its place.
+    fn move_in(state: &mut State, parent: NodeId, name: Name) -> Result<()> {
+        let to = (state.kernel.ino(parent).ok_or(Errno::ESTALE)?, name);
+        match expect::moves_in(&mut state.queue, &state.mirror, &to).ok_or(Errno::ESTALE)? {
+            Net::Update { ino } => state.kernel.moved_in(ino),
+            Net::Swap { dir } => state.kernel.moved_in_link(dir),
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Renames, with the flags of `renameat2(2)`.
     pub async fn rename(
         &self,
@@ -211,6 +223,9 @@ impl Fs {
         let (old, new) = (name(bytes)?, name(new_bytes)?);
         if self.is_replayer(caller) {
             let mut state = self.core.state.lock();
+            if parent == STAGE {
+                return Self::move_in(&mut state, new_parent, new);
+            }
             let old: (Ino, _) = (state.kernel.ino(parent).ok_or(Errno::ESTALE)?, old);
             let new = (state.kernel.ino(new_parent).ok_or(Errno::ESTALE)?, new);
             return if expect::renames(&mut state.queue, &old, &new) { Ok(()) } else { Err(Errno::ESTALE) };

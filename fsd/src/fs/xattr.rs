@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use quorumfs_api::command::{Command, XattrMode};
 use quorumfs_api::record::Record;
+use quorumfs_api::style;
 
 use super::Fs;
 use crate::core::Touch;
@@ -34,7 +35,9 @@ const NAMES: [&str; 5] = ["revision", "create_revision", "version", "lease", "au
 
 /// Which namespaces can be stored. ACLs are refused: a mode that does not follow them would lie.
 fn check_namespace(name: &[u8]) -> Result<()> {
-    if name.starts_with(COMPUTED.as_bytes()) {
+    if name == style::ATTRIBUTE.as_bytes() {
+        Ok(())
+    } else if name.starts_with(COMPUTED.as_bytes()) {
         Err(Errno::EPERM)
     } else if name.starts_with(b"user.") || name.starts_with(b"trusted.") {
         Ok(())
@@ -50,6 +53,7 @@ impl Fs {
             Object::Real(ino) => state.mirror.get(ino).map(|node| &node.record),
             Object::Private => state.kernel.private(node).map(|private| &private.record),
             Object::Orphan => state.kernel.orphaned(node),
+            Object::Link => state.kernel.link(node),
             Object::Gone => None,
         };
         read(record.ok_or(Errno::ESTALE)?)
@@ -67,9 +71,10 @@ impl Fs {
             return self.lock_revision(node).await.map(|revision| revision.to_string().into());
         }
         self.with_record(node, |record| {
-            if let Some(name) = name.strip_prefix(COMPUTED.as_bytes()) {
-                let name = std::str::from_utf8(name).map_err(|_| Errno::ENODATA)?;
-                return computed(record, name).map(Bytes::from).ok_or(Errno::ENODATA);
+            let known =
+                name.strip_prefix(COMPUTED.as_bytes()).and_then(|name| std::str::from_utf8(name).ok());
+            if let Some(value) = known.and_then(|name| computed(record, name)) {
+                return Ok(value.into());
             }
             let found = record.xattrs.iter().find(|(have, _)| have.as_ref() == name);
             found.map(|(_, value)| value.clone()).ok_or(Errno::ENODATA)

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use quorumfs_api::event::{Change, Event, Place};
 use quorumfs_api::key::Name;
 use quorumfs_api::record::{Ino, Kind, Record, Revision};
+use quorumfs_api::style::EventStyle;
 use quorumfs_api::wire;
 
 pub use diff::difference;
@@ -69,6 +70,11 @@ pub enum Net {
     Unlocked {
         /// The file.
         ino: Ino,
+    },
+    /// No change by itself: it follows those of one revision in a directory that has a `..data`.
+    Swap {
+        /// The directory.
+        dir: Ino,
     },
 }
 
@@ -155,6 +161,28 @@ impl Mirror {
     /// What has a name.
     pub fn child(&self, parent: Ino, name: &Name) -> Option<Ino> {
         self.dir(parent)?.children.get(name).copied()
+    }
+
+    /// How changes in a directory are to look: what it says itself, or the nearest above it that says
+    /// anything; `None` where nobody does. What is above the mounted directory is not seen here.
+    pub fn style(&self, dir: Ino) -> Option<EventStyle> {
+        let mut next = self.get(dir);
+        while let Some(node) = next {
+            let said = EventStyle::of(&node.record);
+            if said.is_some() {
+                return said;
+            }
+            next = node.at.as_ref().and_then(|at| self.get(at.0));
+        }
+        None
+    }
+
+    /// A text that is another one after every change of what is in a directory, and the same on every mount
+    /// that may read the same keys: the newest revision of any record in it, and how many there are.
+    pub fn fingerprint(&self, dir: Ino) -> Option<String> {
+        let children = &self.dir(dir)?.children;
+        let newest = children.values().filter_map(|ino| Some(self.get(*ino)?.record.mod_revision)).max();
+        Some(format!("{}.{}", newest.unwrap_or(0), children.len()))
     }
 
     /// How many objects there are.

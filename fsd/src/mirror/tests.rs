@@ -140,7 +140,7 @@ impl Names {
                     assert!(self.is_empty(record.ino), "replaced with something in it: {net:?}");
                 }
             }
-            Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } => {}
+            Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } | Net::Swap { .. } => {}
         }
     }
 }
@@ -170,6 +170,26 @@ proptest! {
                     Filtered::Copy | Filtered::Root(_) => *mirror = store.copy(prefix),
                 }
                 prop_assert_eq!(shape(mirror), shape(&store.copy(prefix)));
+            }
+        }
+    }
+
+    /// The text for a directory is another one exactly when something in it has changed.
+    #[test]
+    fn fingerprints_tell_of_every_change(commands in proptest::collection::vec(command(), 0..60)) {
+        let mut store = Store::new();
+        let mut mirror = store.copy(&Key::root());
+        for command in commands {
+            let before = mirror.clone();
+            let Some(event) = store.run(command) else { continue };
+            mirror.apply(event).unwrap();
+            for ino in mirror.inos().filter(|ino| before.dir(*ino).is_some()) {
+                let inside = |mirror: &Mirror| -> Vec<_> {
+                    let names = mirror.dir(ino).into_iter().flat_map(|dir| dir.children.clone());
+                    names.map(|(name, ino)| (name, ino, mirror.get(ino).unwrap().record.mod_revision)).collect()
+                };
+                let changed = inside(&before) != inside(&mirror);
+                prop_assert_eq!(changed, before.fingerprint(ino) != mirror.fingerprint(ino));
             }
         }
     }

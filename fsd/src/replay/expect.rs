@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use quorumfs_api::record::{Ino, Kind};
 
 use super::queue::Queue;
-use crate::mirror::{At, Net};
+use crate::mirror::{At, Mirror, Net};
+use crate::swap::DATA;
 
 /// The replayer's thread number, once it runs.
 #[derive(Debug, Default)]
@@ -56,6 +57,22 @@ pub fn renames(queue: &mut Queue, old: &At, new: &At) -> bool {
     }
     queue.perform();
     true
+}
+
+/// What is being moved to that name now, out of nowhere, if anything is.
+pub fn moves_in(queue: &mut Queue, mirror: &Mirror, to: &At) -> Option<Net> {
+    let net = queue.current()?.clone();
+    let expected = match &net {
+        Net::Create { at, kind: Kind::File, .. } => at == to,
+        Net::Update { ino } => queue.place(*ino, mirror).as_ref() == Some(to),
+        Net::Swap { dir } => to.0 == *dir && to.1.as_bytes() == DATA.as_bytes(),
+        _ => false,
+    };
+    if !expected || queue.challenge() {
+        return None;
+    }
+    queue.perform();
+    Some(net)
 }
 
 /// Whether that file is being opened to show a new value.

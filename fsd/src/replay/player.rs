@@ -14,11 +14,14 @@ use std::sync::mpsc::Sender;
 use parking_lot::MutexGuard;
 use quorumfs_api::bug::{Bug, planted};
 use quorumfs_api::record::{Device, Ino, Kind};
+use quorumfs_api::style::EventStyle;
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::core::{Core, State};
+use crate::fs::STAGE_NAME;
 use crate::mirror::{At, Net};
+use crate::swap::{self, DATA};
 
 /// System calls for one change.
 #[derive(Debug)]
@@ -47,6 +50,10 @@ enum Act {
     Update {
         path: PathBuf,
         size: u64,
+    },
+    /// A rename out of nowhere: the directory in which it seems to have been is for nobody else.
+    MoveIn {
+        path: PathBuf,
     },
     Chmod {
         path: PathBuf,
@@ -120,6 +127,12 @@ pub fn run(core: &Arc<Core>, mountpoint: &Path, failed: &Sender<Complaint>) {
             drop(state);
             state = show(core, &net, &act, mountpoint, failed);
         }
+        if let Net::Swap { dir } = net
+            && !state.queue.was_performed()
+        {
+            state.kernel.outdate_data(dir);
+        }
+        state.kernel.unstage();
         state.queue.finish();
         state.replayed += 1;
     }
@@ -180,6 +193,9 @@ fn names(state: &State, net: &Net) -> Vec<PathBuf> {
         Net::Update { ino } | Net::Attr { ino } => {
             state.queue.path(*ino, &state.mirror).into_iter().collect()
         }
+        Net::Swap { dir } => {
+            state.queue.path(*dir, &state.mirror).map(|dir| dir.join(DATA)).into_iter().collect()
+        }
         Net::Unlocked { .. } => Vec::new(),
     }
 }
@@ -219,6 +235,7 @@ fn plan(state: &State, net: &Net) -> Act {
             named(at).zip(record).map(|(path, record)| {
                 let mode = record.mode;
                 match kind {
+                    Kind::File if state.style(at.0) == EventStyle::Rename => Act::MoveIn { path },
                     Kind::File => Act::CreateFile { path, mode, size: record.value.len() as u64 },
                     Kind::Dir => Act::CreateDir { path, mode },
                     // The kernel does not keep what it points to, but wants to be told something.
@@ -234,13 +251,15 @@ fn plan(state: &State, net: &Net) -> Act {
             })
         }
         Net::Update { ino } | Net::Attr { ino } => mirror.get(*ino).and_then(|node| {
-            let parent = node.at.as_ref().map_or(Ino::ROOT, |at| at.0);
+            // Where the replayer finds it: it may have been moved since.
+            let parent = state.queue.place(*ino, mirror).map_or(Ino::ROOT, |at| at.0);
             if !holds(state, *ino) && !holds(state, parent) {
                 return None;
             }
             let path = path(*ino)?;
             let record = &node.record;
             Some(match net {
+                Net::Update { .. } if state.style(parent) == EventStyle::Rename => Act::MoveIn { path },
                 Net::Update { .. } => Act::Update { path, size: record.value.len() as u64 },
                 _ if record.kind == Kind::Symlink => Act::Chown { path, uid: record.uid, gid: record.gid },
                 _ => Act::Chmod { path, mode: record.mode },
@@ -260,6 +279,9 @@ fn plan(state: &State, net: &Net) -> Act {
                 to,
                 exchange: exchanged.is_some(),
             })
+        }
+        Net::Swap { dir } if holds(state, *dir) && swap::is_shown(state, *dir) => {
+            path(*dir).map(|path| Act::MoveIn { path: path.join(DATA) })
         }
         _ => None,
     };
@@ -294,6 +316,10 @@ fn perform(act: &Act, mountpoint: &Path) -> Result<(), Errno> {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let file = fs::openat(CWD, full(mountpoint, path)?, flags, Mode::empty())?;
             fs::ftruncate(&file, *size)
+        }
+        Act::MoveIn { path } => {
+            let from = Path::new(STAGE_NAME).join(path.file_name().unwrap_or_default());
+            fs::renameat(CWD, full(mountpoint, &from)?, CWD, full(mountpoint, path)?)
         }
         Act::Chmod { path, mode } => {
             fs::chmodat(CWD, full(mountpoint, path)?, Mode::from_raw_mode(*mode), AtFlags::empty())

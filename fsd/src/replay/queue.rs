@@ -41,6 +41,7 @@ pub struct Queue {
     ghosts: HashMap<Ino, Record>,
     updates: HashSet<Ino>,
     attrs: HashSet<Ino>,
+    swaps: HashSet<Ino>,
     compacted_at: usize,
 }
 
@@ -61,7 +62,8 @@ impl Queue {
             // The event of the one that waits comes after this value is readable: one is enough.
             Net::Update { ino } if !self.updates.insert(*ino) => return,
             Net::Attr { ino } if !self.attrs.insert(*ino) => return,
-            Net::Update { .. } | Net::Attr { .. } => {}
+            Net::Swap { dir } if !self.swaps.insert(*dir) => return,
+            Net::Update { .. } | Net::Attr { .. } | Net::Swap { .. } => {}
             Net::Create { at, ino, kind } => {
                 self.expect(at, None);
                 // Its replay tells of whatever value it has by then.
@@ -132,12 +134,24 @@ impl Queue {
         match &net {
             Net::Update { ino } | Net::Create { ino, .. } => _ = self.updates.remove(ino),
             Net::Attr { ino } => _ = self.attrs.remove(ino),
+            Net::Swap { dir } => _ = self.swaps.remove(dir),
             _ => {}
         }
         self.current = Some(net);
         self.performed = false;
         self.challenged = false;
         self.current.as_ref()
+    }
+
+    /// Takes out the update of a file that waits, because something that is at least as new was told.
+    pub fn drop_update(&mut self, ino: Ino) {
+        let waits = |net: &Net| matches!(net, Net::Update { ino: there } if *there == ino);
+        if self.updates.contains(&ino)
+            && let Some(index) = self.waiting.iter().position(waits)
+        {
+            self.waiting.remove(index);
+            self.updates.remove(&ino);
+        }
     }
 
     /// The kernel asks for what is under way.
@@ -183,7 +197,7 @@ impl Queue {
                     self.ghosts.remove(&record.ino);
                 }
             }
-            Some(Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. }) | None => {}
+            Some(Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } | Net::Swap { .. }) | None => {}
         }
     }
 
@@ -202,7 +216,7 @@ impl Queue {
         match net {
             Net::Create { at, .. } | Net::Remove { at, .. } => self.is_pending(at),
             Net::Rename { from, to, .. } => self.is_pending(from) || self.is_pending(to),
-            Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } => false,
+            Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } | Net::Swap { .. } => false,
         }
     }
 
@@ -219,6 +233,14 @@ impl Queue {
         self.ghosts.get(&ino)
     }
 
+    /// The directory and name of something for the replayer; `None` for the root and what is nowhere.
+    pub fn place(&self, ino: Ino, mirror: &Mirror) -> Option<At> {
+        match self.places.get(&ino) {
+            Some(moved) => Some(moved.at.clone()),
+            None => mirror.get(ino)?.at.clone(),
+        }
+    }
+
     /// Where something is for the replayer, from the mount point on; `None` if it cannot be reached.
     pub fn path(&self, ino: Ino, mirror: &Mirror) -> Option<PathBuf> {
         use std::os::unix::ffi::OsStrExt;
@@ -226,10 +248,7 @@ impl Queue {
         let mut at = ino;
         // Longer than any key is deep: a loop would be a fault of ours, and must not hang the replayer.
         while at != Ino::ROOT {
-            let (parent, name) = match self.places.get(&at) {
-                Some(moved) => moved.at.clone(),
-                None => mirror.get(at)?.at.clone()?,
-            };
+            let (parent, name) = self.place(at, mirror)?;
             names.push(name);
             if names.len() > quorumfs_api::limits::KEY_MAX {
                 return None;
@@ -282,7 +301,7 @@ impl Queue {
             let ino = match &net {
                 Net::Create { ino, .. } | Net::Update { ino } | Net::Attr { ino } => *ino,
                 Net::Remove { record, .. } => record.ino,
-                Net::Rename { .. } | Net::Unlocked { .. } => {
+                Net::Rename { .. } | Net::Unlocked { .. } | Net::Swap { .. } => {
                     self.waiting.push_back(net);
                     continue;
                 }

@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod inotify;
+pub mod random;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;

@@ -332,7 +332,8 @@ pub enum Command {
     SetXattr {
         /// Whose.
         target: Target,
-        /// Name, for example `user.note`. `user.kv.*` is refused: those are computed.
+        /// Name, for example `user.note`. `user.kv.*` is refused, because those are computed, but for
+        /// [`style::ATTRIBUTE`](crate::style::ATTRIBUTE) of a directory.
         name: Bytes,
         /// Value.
         value: Option<Bytes>,

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod outcome;
 pub mod record;
 pub mod rights;
+pub mod style;
 pub mod transport;
 pub mod wire;
 
@@ -23,3 +24,4 @@ pub use event::{Change, Event, Place};
 pub use key::{Key, KeyError, Name};
 pub use outcome::{Done, Outcome, Refusal};
 pub use record::{Ino, Kind, LeaseId, Record, Revision, Timestamp};
+pub use style::EventStyle;

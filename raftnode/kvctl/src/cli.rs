@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use quorumfs_api::LeaseId;
 use quorumfs_api::client::settings::{parse_duration, split_nodes};
 use quorumfs_api::client::{Client, Overrides, Settings};
+use quorumfs_api::{EventStyle, LeaseId};
 
 use crate::error::Error;
 use crate::output::Output;
@@ -96,6 +96,16 @@ enum Command {
         /// Swap the two
         #[arg(long)]
         exchange: bool,
+    },
+    /// How changes in a directory look to programs that watch it on a mount; without STYLE, print it
+    Events {
+        dir: OsString,
+        /// write, rename (each new value is a MOVED_TO) or swap (a `..data` link is renamed after each change);
+        /// it holds for all below that say nothing themselves
+        style: Option<EventStyle>,
+        /// Say nothing any more: what is said above holds
+        #[arg(long, conflicts_with = "style")]
+        clear: bool,
     },
     /// Make a symbolic link KEY that points to TARGET
     Ln { target: OsString, key: OsString },
@@ -314,6 +324,7 @@ async fn run(context: &Context, command: Command) -> Result<(), Error> {
         Command::Mv { from, to, no_replace, exchange } => {
             write::mv(context, &from, &to, no_replace, exchange).await
         }
+        Command::Events { dir, style, clear } => write::events(context, &dir, style, clear).await,
         Command::Ln { target, key } => write::ln(context, &target, &key).await,
         Command::Lock { key, command } => lock::run(context, &key, &command).await,
         Command::Member(member) => cluster::member(context, member).await,

@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use bytes::Bytes;
-use quorumfs_api::command::Relation;
+use quorumfs_api::command::{Relation, XattrMode};
 use quorumfs_api::limits::TXN_MAX;
+use quorumfs_api::style::{self, EventStyle};
 use quorumfs_api::wire::{Consistency, Prefix};
 use quorumfs_api::{Command, Compare, CreateMode, Done, Key, LeaseChange, Owner, RenameMode};
 use serde_json::json;
@@ -177,4 +178,23 @@ pub async fn ln(context: &Context, target: &OsStr, key: &OsStr) -> Result<(), Er
     let to = Bytes::copy_from_slice(target.as_bytes());
     let at = key::key(key)?.into();
     simple(context, Command::Symlink { at, to, parents: true, owner: Owner::FILE }).await
+}
+
+/// `kvctl events`.
+pub async fn events(
+    context: &Context,
+    dir: &OsStr,
+    style: Option<EventStyle>,
+    clear: bool,
+) -> Result<(), Error> {
+    let key = key::key(dir)?;
+    if style.is_none() && !clear {
+        let found = context.client.get(key.clone(), Consistency::Linearizable, context.timeout()).await?.1;
+        let record = found.ok_or_else(|| Error::Refused(format!("no such key: {key}")))?;
+        let name = EventStyle::of(&record).map(EventStyle::name);
+        return Ok(context.output.say(name.unwrap_or("-"), &json!({ "events": name }))?);
+    }
+    let value = style.map(|style| Bytes::from_static(style.name().as_bytes()));
+    let name = Bytes::from_static(style::ATTRIBUTE.as_bytes());
+    simple(context, Command::SetXattr { target: key.into(), name, value, mode: XattrMode::Set }).await
 }

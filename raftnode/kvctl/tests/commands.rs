@@ -146,6 +146,23 @@ fn a_certificate_that_does_not_fit_is_4_at_once_and_says_why() {
 }
 
 #[test]
+fn a_directory_says_how_its_changes_look() {
+    let cluster = Cluster::start(1);
+    let kv = |args: &[&str]| run(cluster.kvctl(), args);
+    assert_eq!(kv(&["put", "/envoy/lds", "x"]).0, 0);
+    assert_eq!(kv(&["events", "/envoy"]).1, "-\n");
+    assert_eq!(kv(&["events", "/envoy", "rename"]).1, "OK\n");
+    assert_eq!(kv(&["events", "/envoy"]).1, "rename\n");
+    assert_eq!(kv(&["--json", "events", "/envoy"]).1, "{\"events\":\"rename\"}\n");
+    assert_eq!(kv(&["events", "/envoy", "--clear"]).1, "OK\n");
+    assert_eq!(kv(&["events", "/envoy"]).1, "-\n");
+    let (code, _, err) = kv(&["events", "/envoy", "move"]);
+    assert!(code == 2 && err.contains("write, rename and swap"), "{code} {err}");
+    let (code, _, err) = kv(&["events", "/envoy/lds", "rename"]);
+    assert!(code == 1 && err.contains("not a directory"), "{code} {err}");
+}
+
+#[test]
 fn a_lock_is_held_while_the_command_runs() {
     let cluster = Cluster::start(1);
     let (code, out, err) = run(cluster.kvctl(), &["lock", "l", "--", "sh", "-c", "echo held; exit 7"]);

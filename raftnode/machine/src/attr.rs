@@ -6,12 +6,13 @@ use quorumfs_api::event::Change;
 use quorumfs_api::limits::{XATTR_NAME_MAX, XATTR_VALUE_MAX, XATTRS_MAX};
 use quorumfs_api::outcome::{Done, Refusal};
 use quorumfs_api::record::{Kind, Timestamp};
+use quorumfs_api::style::{self, EventStyle};
 
 use crate::locate::Object;
 use crate::state::{MODE_BITS, State, Step};
 use crate::tables::Tables;
 
-/// Names below this are computed from the record, and cannot be set.
+/// Names below this are computed from the record, and cannot be set, but for [`style::ATTRIBUTE`].
 const COMPUTED: &[u8] = b"user.kv.";
 
 impl<T: Tables + ?Sized> State<'_, T> {
@@ -52,6 +53,9 @@ impl<T: Tables + ?Sized> State<'_, T> {
     ) -> Step {
         check_xattr(name, value)?;
         let mut object = self.target(target)?;
+        if name == style::ATTRIBUTE.as_bytes() && object.row.kind != Kind::Dir {
+            return Err(Refusal::NotDirectory(object.text()).into());
+        }
         let before = Self::cost(&object.row);
         let xattrs = &mut object.row.xattrs;
         match (xattrs.binary_search_by(|(have, _)| have.cmp(name)), value) {
@@ -85,6 +89,11 @@ impl<T: Tables + ?Sized> State<'_, T> {
 fn check_xattr(name: &[u8], value: Option<&Bytes>) -> Step<()> {
     let refusal = if name.is_empty() || name.contains(&0) {
         Refusal::Invalid("an attribute's name is not empty and holds no NUL".to_string())
+    } else if name == style::ATTRIBUTE.as_bytes() {
+        match value.map(|value| EventStyle::parse(value)) {
+            None | Some(Ok(_)) => return Ok(()),
+            Some(Err(error)) => Refusal::Invalid(error.to_string()),
+        }
     } else if name.starts_with(COMPUTED) {
         Refusal::Invalid("attributes of user.kv are computed and cannot be set".to_string())
     } else if name.len() > XATTR_NAME_MAX {

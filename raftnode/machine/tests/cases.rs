@@ -13,6 +13,7 @@ use quorumfs_api::event::Change;
 use quorumfs_api::limits::{LOCKS_MAX, SYMLINK_MAX, TXN_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX, XATTRS_MAX};
 use quorumfs_api::outcome::{Done, Refusal};
 use quorumfs_api::record::{Ino, Kind, Timestamp};
+use quorumfs_api::style::EventStyle;
 use quorumfs_machine::{MemTables, apply, init, view};
 
 fn rename(from: &str, to: &str, mode: RenameMode) -> Command {
@@ -251,6 +252,29 @@ fn values_are_bounded_but_for_cutting() {
     // Whatever the leader allows, what has to fit into a frame is bounded.
     let huge = quorumfs_api::Proposal { value_max: u64::MAX, ..proposal(truncate(u64::MAX)) };
     assert!(matches!(apply(&mut tables, &huge).unwrap().outcome.result, Err(Refusal::ValueTooLarge { .. })));
+}
+
+#[test]
+fn a_directory_can_say_how_its_changes_are_to_look() {
+    let mut tables = some();
+    let set = |at: &str, value: Option<&'static str>| Command::SetXattr {
+        target: key(at).into(),
+        name: "user.kv.events".into(),
+        value: value.map(Into::into),
+        mode: XattrMode::Set,
+    };
+    for word in ["rename", "swap", "write"] {
+        run(&mut tables, set("/dir", Some(word))).outcome.result.unwrap();
+        let dir = view::get(&tables, &key("/dir")).unwrap().unwrap();
+        assert_eq!(EventStyle::of(&dir).map(EventStyle::name), Some(word));
+    }
+    assert!(matches!(refused(&mut tables, set("/dir", Some("Rename"))), Refusal::Invalid(_)));
+    assert!(matches!(refused(&mut tables, set("/file", Some("rename"))), Refusal::NotDirectory(_)));
+    run(&mut tables, set("/dir", None)).outcome.result.unwrap();
+    assert_eq!(EventStyle::of(&view::get(&tables, &key("/dir")).unwrap().unwrap()), None);
+    assert!(matches!(refused(&mut tables, set("/dir", None)), Refusal::NoAttribute));
+    // The root is a directory like others.
+    run(&mut tables, set("/", Some("swap"))).outcome.result.unwrap();
 }
 
 #[test]

@@ -76,3 +76,31 @@ fn a_file_that_comes_and_goes_does_not_fill_the_queue() {
     assert!(queue.names.is_empty() && queue.places.is_empty() && queue.ghosts.is_empty());
     assert!(queue.updates.is_empty() && queue.attrs.is_empty());
 }
+
+#[test]
+fn an_update_that_was_overtaken_can_be_taken_out() {
+    let mut queue = Queue::default();
+    for ino in [7, 8] {
+        queue.push(Net::Update { ino: Ino(ino) });
+    }
+    queue.drop_update(Ino(7));
+    queue.drop_update(Ino(9));
+    assert_eq!(queue.take(), Some(&Net::Update { ino: Ino(8) }));
+    queue.finish();
+    // It can come again.
+    queue.push(Net::Update { ino: Ino(7) });
+    assert_eq!(queue.take(), Some(&Net::Update { ino: Ino(7) }));
+}
+
+#[test]
+fn a_swap_that_waits_tells_of_all_that_comes_before_it_is_shown() {
+    let mut queue = Queue::default();
+    for _ in 0..2 {
+        queue.push(Net::Swap { dir: Ino::ROOT });
+    }
+    assert_eq!(queue.len(), 1);
+    queue.take();
+    // This one is under way: a watcher may have looked already.
+    queue.push(Net::Swap { dir: Ino::ROOT });
+    assert_eq!(queue.len(), 1);
+}

@@ -150,8 +150,9 @@ fn plain(wait: f64) -> impl Strategy<Value = Command> {
         ]
     };
     let xattr = prop_oneof![
-        4 => Just("user.a"), 4 => Just("user.b"), 1 => Just("user.kv.revision")
+        4 => Just("user.a"), 4 => Just("user.b"), 1 => Just("user.kv.revision"), 3 => Just("user.kv.events")
     ];
+    let xattr_value = prop_oneof![2 => value(), 1 => Just("rename".into()), 1 => Just("swap".into())];
     let xattr_mode = prop_oneof![Just(XattrMode::Set), Just(XattrMode::Create), Just(XattrMode::Replace)];
     let kind = prop_oneof![Just(LockKind::Shared), Just(LockKind::Exclusive)];
     // Inside of a transaction one that waits refuses the whole.
@@ -181,7 +182,7 @@ fn plain(wait: f64) -> impl Strategy<Value = Command> {
             |(at, to, parents, owner)| Command::Symlink { at, to, parents, owner }
         ),
         3 => (target(), attr()).prop_map(|(target, set)| Command::SetAttr { target, set }),
-        4 => (target(), xattr, option::of(value()), xattr_mode).prop_map(
+        4 => (target(), xattr, option::of(xattr_value), xattr_mode).prop_map(
             |(target, name, value, mode)| Command::SetXattr {
                 target, name: Bytes::from_static(name.as_bytes()), value, mode
             }

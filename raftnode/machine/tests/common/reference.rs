@@ -249,10 +249,15 @@ impl Reference {
                 Ok(Done::Ok)
             }
             Command::SetXattr { target, name, value, mode } => {
-                if name.starts_with(b"user.kv.") {
+                let styles = name == "user.kv.events";
+                let is_style = |value: &Bytes| ["write", "rename", "swap"].iter().any(|word| value == word);
+                if name.starts_with(b"user.kv.") && !(styles && value.as_ref().is_none_or(is_style)) {
                     return invalid();
                 }
                 let path = self.target(&target)?;
+                if styles && self.objects[&path].kind != Kind::Dir {
+                    return Err(Refusal::NotDirectory(String::new()));
+                }
                 let mut xattrs: BTreeMap<Bytes, Bytes> = self.objects[&path].xattrs.iter().cloned().collect();
                 let had = xattrs.contains_key(&name);
                 match value {
