@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod cleanup;
 pub mod cluster;
 pub mod deadline;
+pub mod document;
 pub mod faults;
 pub mod follower;
 pub mod history;

@@ -177,3 +177,10 @@ pub(crate) fn sweep() {
         }
     }
 }
+
+/// A TCP port of this host that nobody has now, for programs that cannot choose one by themselves.
+#[track_caller]
+pub fn free_tcp_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
