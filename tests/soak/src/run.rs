@@ -29,8 +29,10 @@ use crate::workload::{self, mount::dir};
 const FLAGS: [&str; 4] = ["--snapshot-every", "800", "--log-keep", "200"];
 /// How long the end of a run may take beyond its minutes: reading and checking everything.
 const END_MAX: Duration = Duration::from_secs(400);
-/// How long the workloads go on when everything is healed for good.
+/// How long the workloads go on when everything is healed for good, at least.
 const LAST_CALM: Duration = Duration::from_secs(3);
+/// How long after that each of them may take until it has got something done.
+const LIVELINESS: Duration = Duration::from_secs(60);
 
 /// Breaks a cluster of real processes on purpose, and checks that every promise was kept.
 #[derive(Parser, Debug)]
@@ -217,6 +219,12 @@ fn drive(world: &mut World, plan: Plan, end: Instant, started: Instant) {
         std::thread::sleep(calm);
     }
     std::thread::sleep(LAST_CALM);
+    // On a slow machine a short run may not have let each of them through between two faults. In a
+    // cluster that is whole they all go on.
+    let deadline = Instant::now() + LIVELINESS;
+    while !shared.report.idle(&workload::NAMES).is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 async fn finish(mut workloads: JoinSet<()>, shared: &Arc<Shared>) {
