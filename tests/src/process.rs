@@ -44,9 +44,14 @@ pub fn spawn(mut command: Command, death: i32) -> io::Result<Child> {
         jobs
     });
     let parent = std::process::id();
-    // SAFETY: both calls are async-signal-safe, as is needed between fork and exec.
+    // SAFETY: all of these calls are async-signal-safe, as is needed between fork and exec.
     unsafe {
         command.pre_exec(move || {
+            // A shell ignores these for what it starts in the background, and the programs of a test that
+            // runs there would inherit it.
+            for number in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                libc::signal(number, libc::SIG_DFL);
+            }
             libc::prctl(libc::PR_SET_PDEATHSIG, death);
             // The parent may have died before the line above.
             if libc::getppid() as u32 != parent {

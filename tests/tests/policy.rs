@@ -186,9 +186,7 @@ fn a_denied_client_is_cut_off() {
     assert_eq!(fs::read_to_string(lost.join("/f")).unwrap(), "1");
     let rule = "[[rule]]\nwho = [\"*\"]\nwrite = [\"/\"]\n[[rule]]\nwho = [\"admin\"]\nadmin = true\n";
     set_policy(&cluster, &format!("deny = [\"lost\"]\n{rule}"));
-    until("the log says why", PATIENCE, || {
-        lost.log().contains("client/lost is denied by line 1 of the policy")
-    });
+    until("the log says why", PATIENCE, || lost.log().contains("is denied by line 1 of the policy"));
     cluster.kv().put("/f", "2");
     eventually("writes are denied", PATIENCE, || match fs::create_dir(lost.join("/d")) {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(()),
