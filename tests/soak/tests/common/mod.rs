@@ -107,7 +107,7 @@ async fn listen_until(watch: &mut Watch, enough: impl Fn(&Heard) -> bool) -> Hea
             Ok(Some(WatchItem::Progress(revision))) => heard.to = heard.to.max(revision),
             Ok(Some(WatchItem::Compacted(revision))) => heard.compacted = Some(revision),
             Ok(Some(WatchItem::Connected(node))) => heard.nodes.push(node),
-            Ok(Some(WatchItem::Disconnected(_))) => {}
+            Ok(Some(WatchItem::Disconnected(_) | WatchItem::Rights(_))) => {}
             other => panic!("a watch got {other:?} after {heard:?}"),
         }
     }
