@@ -24,7 +24,10 @@ fn kv() -> Kv {
 fn as_it_stands(words: &str) -> std::process::Command {
     let mut command = std::process::Command::new(quorumfs_tests::binaries::binary("kvctl"));
     command.args(words.split(' ').skip(1));
-    command.env("QUORUMFS_NODES", cluster().addresses()).env("QUORUMFS_CERTS", cluster().certs());
+    command
+        .env("QUORUMFS_NODES", cluster().addresses())
+        .env("QUORUMFS_CERTS", cluster().certs())
+        .env("QUORUMFS_NAME", "admin");
     command
 }
 
@@ -133,7 +136,7 @@ fn an_unreachable_cluster_is_an_error_in_time() {
 fn a_strangers_certificate_is_refused_with_a_reason() {
     let _guard = guard(60);
     let dir = quorumfs_tests::cleanup::Scratch::new("stranger");
-    for arguments in [vec!["init"], vec!["issue", "--client", "client", "--dir"]] {
+    for arguments in [vec!["init"], vec!["issue", "--client", "admin", "--dir"]] {
         let mut command = std::process::Command::new(quorumfs_tests::binaries::binary("certs"));
         command.args(arguments).arg(dir.path());
         process::succeed(&run(command, Duration::from_secs(20)));
