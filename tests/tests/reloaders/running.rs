@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorumfs_tests::eventually;
 use quorumfs_tests::process::{self, SIGKILL};
@@ -183,6 +183,30 @@ impl Reloader for Again {
             // Lines of its two outputs may come here in any order.
             let count = |what: &str| lines.iter().filter(|line| line.starts_with(what)).count();
             (count("Watches established") > count("loaded ")).then_some(()).ok_or("it loads")
+        });
+    }
+}
+
+/// A program that drops what comes within a moment of what it noticed last, wherever the files are.
+pub struct Throttled {
+    /// The program.
+    pub printer: Printer,
+    /// How long the moment is.
+    pub moment: Duration,
+}
+
+impl Reloader for Throttled {
+    fn loaded(&mut self, wanted: &str) -> Vec<String> {
+        self.printer.loaded(wanted)
+    }
+    fn ready(&mut self) {
+        let mut last = (self.printer.lines().len(), Instant::now());
+        eventually("it takes changes again", BEGIN, || {
+            let count = self.printer.lines().len();
+            if count != last.0 {
+                last = (count, Instant::now());
+            }
+            (last.1.elapsed() > self.moment).then_some(()).ok_or("it has just loaded")
         });
     }
 }

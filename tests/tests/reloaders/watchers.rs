@@ -4,11 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher as _};
 use quorumfs_tests::network::free_tcp_port;
 
-use crate::running::{Again, Asked, Beside, Here, Printer, Reloader, bash};
+use crate::running::{Again, Asked, Beside, Here, Printer, Reloader, Throttled, bash};
 use crate::{Site, Watcher, ask, value_in};
 
 const CONFIG: &str = "config";
@@ -87,13 +88,14 @@ pub const WATCHERS: &[Watcher] = &[
         start: |site| loop_on(site, "-e create -e moved_to \"$D\"", "..data", "\"$D/..data/config\""),
     },
     Watcher {
-        name: "entr",
+        name: "entr -a",
         needs: &["entr"],
         events: None,
         file: CONFIG,
         content: plain,
         start: |site| {
-            let text = "echo ready; echo \"$F\" | exec entr -n -s 'echo \"loaded $(cat \"$F\")\"'";
+            // Without -a, entr itself drops what changes while its command runs, and for a moment after.
+            let text = "echo ready; echo \"$F\" | exec entr -n -a -s 'echo \"loaded $(cat \"$F\")\"'";
             let mut printer = script(site, text);
             printer.wait_for("loaded ");
             Box::new(printer)
@@ -137,7 +139,10 @@ pub const WATCHERS: &[Watcher] = &[
             let mut command = Command::new("node");
             command.args(["-e", include_str!("chokidar.js")]).arg(&site.file);
             command.env("NODE_PATH", "/usr/share/nodejs");
-            ready(command)
+            let mut printer = Printer::start(command);
+            printer.wait_for("ready");
+            // chokidar drops a change within 50 ms of the last, and a removal within 100 ms.
+            Box::new(Throttled { printer, moment: Duration::from_millis(150) })
         },
     },
     Watcher {
