@@ -104,7 +104,8 @@ pub struct Node {
 /// The tree.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
-    nodes: HashMap<Ino, Node>,
+    // Boxed, because up to half of a hash table is empty.
+    nodes: HashMap<Ino, Box<Node>>,
     /// The store's number of the mounted directory, while it exists.
     root: Option<Ino>,
     /// The tree is that of this revision.
@@ -124,7 +125,7 @@ impl Mirror {
             mirror.root = Some(record.ino);
             record.ino = Ino::ROOT;
             let node = Node { record, at: None, dir: Some(Box::default()) };
-            mirror.nodes.insert(Ino::ROOT, node);
+            mirror.nodes.insert(Ino::ROOT, Box::new(node));
         }
         mirror
     }
@@ -150,7 +151,7 @@ impl Mirror {
 
     /// An object.
     pub fn get(&self, ino: Ino) -> Option<&Node> {
-        self.nodes.get(&ino)
+        self.nodes.get(&ino).map(Box::as_ref)
     }
 
     /// What is in a directory.
@@ -207,7 +208,7 @@ impl Mirror {
         }
         self.link(&at, ino, kind)?;
         let dir = (kind == Kind::Dir).then(Box::default);
-        self.nodes.insert(ino, Node { record, at: Some(at), dir });
+        self.nodes.insert(ino, Box::new(Node { record, at: Some(at), dir }));
         Ok(())
     }
 
@@ -239,7 +240,10 @@ impl Mirror {
     }
 
     fn existing(&mut self, ino: Ino) -> Result<&mut Node, OutOfStep> {
-        self.nodes.get_mut(&ino).ok_or_else(|| OutOfStep(format!("inode {ino} is not known")))
+        self.nodes
+            .get_mut(&ino)
+            .map(Box::as_mut)
+            .ok_or_else(|| OutOfStep(format!("inode {ino} is not known")))
     }
 
     fn at(&self, place: Place) -> At {

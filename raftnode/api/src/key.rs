@@ -1,6 +1,7 @@
 //! Canonical absolute paths, parsed once at the edge into types that cannot hold anything else.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -48,14 +49,15 @@ fn excerpt(bytes: &[u8]) -> String {
 /// One component of a key: 1 to [`NAME_MAX`] bytes, none of them `/` or NUL, and not `.` or `..`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Bytes", into = "Bytes")]
-pub struct Name(Bytes);
+// A mirror holds every name twice, so its size counts: half that of `Bytes`, and one allocation for both.
+pub struct Name(Arc<[u8]>);
 
 impl Name {
     /// Checks `bytes`.
-    pub fn new(bytes: impl Into<Bytes>) -> Result<Name, KeyError> {
-        let bytes = bytes.into();
-        check_name(&bytes)?;
-        Ok(Name(bytes))
+    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Name, KeyError> {
+        let bytes = bytes.as_ref();
+        check_name(bytes)?;
+        Ok(Name(bytes.into()))
     }
 
     /// The bytes, which need not be UTF-8.
@@ -82,7 +84,7 @@ impl TryFrom<Bytes> for Name {
 }
 impl From<Name> for Bytes {
     fn from(name: Name) -> Bytes {
-        name.0
+        Bytes::copy_from_slice(&name.0)
     }
 }
 impl fmt::Display for Name {
@@ -161,7 +163,7 @@ impl Key {
     pub fn names(&self) -> impl DoubleEndedIterator<Item = Name> + '_ {
         let body = if self.is_root() { &[] } else { &self.0[1..] };
         // Slicing the shared buffer keeps every name free of copies.
-        body.split(|b| *b == b'/').filter(|n| !n.is_empty()).map(|n| Name(self.0.slice_ref(n)))
+        body.split(|b| *b == b'/').filter(|n| !n.is_empty()).map(|n| Name(n.into()))
     }
 
     /// The directory that holds this key and its name there; `None` for the root.
@@ -171,7 +173,7 @@ impl Key {
         }
         let slash = self.0.iter().rposition(|b| *b == b'/')?;
         let parent = if slash == 0 { Key::root() } else { Key(self.0.slice(..slash)) };
-        Some((parent, Name(self.0.slice(slash + 1..))))
+        Some((parent, Name(self.0[slash + 1..].into())))
     }
 
     /// The key of `name` in this directory.
