@@ -104,6 +104,31 @@ async fn a_retry_is_applied_once() {
     cluster.end().await;
 }
 
+/// Whoever goes on with a session asks with a command that does nothing: he hears what came of a number,
+/// or uses it up, so that what is still on its way is never done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_can_be_settled_without_doing_anything() {
+    let cluster = Cluster::one().await;
+    let client = cluster.leader().await;
+    let session = client.grant(60_000).await;
+    let append = Command::Append {
+        target: Key::parse("/log").unwrap().into(),
+        data: b"line\n".as_slice().into(),
+        create: quorumfs_api::CreateMode::Allow,
+        parents: true,
+        owner: quorumfs_api::Owner::FILE,
+    };
+    let nothing = Command::Txn { compare: Vec::new(), then: Vec::new(), otherwise: Vec::new() };
+    let id = |number| Some(RequestId { session, number, done_below: 1 });
+    let done = client.write_in(id(1), append.clone()).await.unwrap();
+    assert_eq!(client.write_in(id(1), nothing.clone()).await.unwrap(), done, "it was done");
+    let settled = client.write_in(id(2), nothing).await.unwrap();
+    assert!(matches!(settled.result, Ok(Done::Txn { .. })), "it was not: {settled:?}");
+    assert_eq!(client.write_in(id(2), append).await.unwrap(), settled, "and it never will be");
+    assert_eq!(client.get("/log").await.unwrap().unwrap(), b"line\n".as_slice());
+    cluster.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_is_not_renewed_takes_its_keys_along() {
     let cluster = Cluster::one().await;

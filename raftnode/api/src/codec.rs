@@ -41,6 +41,8 @@ pub enum FrameKind {
     Snapshot = 7,
     /// A row of a table of the state.
     Row = 8,
+    /// What one worker of a mount notes for the next.
+    Note = 9,
 }
 
 /// Why some bytes are not the frame that was expected.

@@ -33,7 +33,7 @@ use std::time::Duration;
 use futures::future::join_all;
 
 pub use error::ClientError;
-pub use session::Session;
+pub use session::{Resume, Session};
 pub use settings::{Overrides, Settings, SettingsError};
 pub use watch::{Watch, WatchItem};
 
@@ -102,6 +102,11 @@ impl Client {
     /// The store ends it when it was not heard of for `ttl`; `timeout` is for opening it.
     pub async fn session(&self, ttl: Duration, timeout: Duration) -> Result<Session, ClientError> {
         Session::open(self.pool.clone(), ttl, timeout).await
+    }
+
+    /// Goes on with a session of somebody who has ended. Asks nobody anything yet.
+    pub fn resume_session(&self, resume: Resume, ttl: Duration) -> Session {
+        Session::resume(self.pool.clone(), ttl, resume)
     }
 
     /// A write outside of any session, for what is harmless to repeat: granting and revoking leases.

@@ -30,6 +30,16 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Ids of earlier sessions that are remembered.
 const IDS_MAX: usize = 4096;
 
+/// A session whose holder has ended, for whoever goes on with it: a daemon that takes the place of
+/// another one keeps its locks, its keys and what it had under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The session.
+    pub id: LeaseId,
+    /// The first number that was given to no request yet.
+    pub next: u64,
+}
+
 /// One lease and the numbers of its writes.
 struct Generation {
     number: u64,
@@ -70,7 +80,28 @@ impl Session {
         timeout: Duration,
     ) -> Result<Session, ClientError> {
         let ttl = ttl.clamp(Duration::from_millis(LEASE_TTL_MIN_MS), Duration::from_millis(LEASE_TTL_MAX_MS));
-        let first = Arc::new(grant(&pool, ttl, 1, timeout).await?);
+        let first = grant(&pool, ttl, 1, timeout).await?;
+        Ok(Session::begin(pool, ttl, first, ttl / 3))
+    }
+
+    /// Goes on with a session that somebody else opened and does not use any more. If it has ended
+    /// meanwhile, that is found out at once, and another one is opened.
+    pub(super) fn resume(pool: Arc<Pool>, ttl: Duration, resume: Resume) -> Session {
+        let generation = Generation {
+            number: 1,
+            id: resume.id,
+            window: Mutex::new(Window::starting_at(resume.next, SESSION_WINDOW)),
+            freed: Notify::new(),
+            // Not known until it was renewed.
+            valid_until: Mutex::new(Instant::now()),
+            lost: AtomicBool::new(false),
+        };
+        Session::begin(pool, ttl, generation, Duration::ZERO)
+    }
+
+    /// Keeps `first` alive; the first renewal is due after `renew`.
+    fn begin(pool: Arc<Pool>, ttl: Duration, first: Generation, renew: Duration) -> Session {
+        let first = Arc::new(first);
         let inner = Arc::new(Inner {
             pool,
             ttl,
@@ -80,8 +111,8 @@ impl Session {
             current: Mutex::new(first),
             reopen: Notify::new(),
         });
-        let keeper = tokio::spawn(keep(inner.clone()));
-        Ok(Session { inner, keeper, runtime: Handle::current() })
+        let keeper = tokio::spawn(keep(inner.clone(), renew));
+        Session { inner, keeper, runtime: Handle::current() }
     }
 
     /// Id of the current one; of the last one, while it is being opened again.
@@ -120,7 +151,7 @@ impl Session {
     /// Does `command` exactly once, however often it has to be sent. What the store refuses is in the
     /// outcome; an error says whether it may have been done, see [`ClientError::maybe_done`].
     pub async fn write(&self, command: Command, timeout: Duration) -> Result<Outcome, ClientError> {
-        self.write_fenced(None, command, timeout).await
+        self.write_noting(None, command, timeout, |_| {}).await
     }
 
     /// As [`Session::write`], but only while the session is the one with this id: what a lock protects must not
@@ -131,14 +162,17 @@ impl Session {
         command: Command,
         timeout: Duration,
     ) -> Result<Outcome, ClientError> {
-        self.write_fenced(Some(session), command, timeout).await
+        self.write_noting(Some(session), command, timeout, |_| {}).await
     }
 
-    async fn write_fenced(
+    /// As [`Session::write`], with `only` as [`Session::write_in`]. `note` hears under which number it is about to
+    /// be sent: whoever writes that down can ask [`Session::settle`] what became of it, also in another process.
+    pub async fn write_noting(
         &self,
         only: Option<LeaseId>,
         command: Command,
         timeout: Duration,
+        note: impl Fn(RequestId) + Send,
     ) -> Result<Outcome, ClientError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -152,6 +186,7 @@ impl Session {
                 number: ticket.number(),
                 done_below: ticket.ticket.done_below,
             };
+            note(request);
             let call = Call::Write { session: Some(request), command: command.clone() };
             let left = deadline.saturating_duration_since(Instant::now());
             let dispatched = to_leader(&self.inner.pool, call, left).await;
@@ -173,6 +208,28 @@ impl Session {
             if dispatched.sends > 1 || Instant::now() >= deadline {
                 return Err(lost);
             }
+        }
+    }
+
+    /// Makes sure of a request that an earlier holder of this session sent and had no answer to: its
+    /// outcome if it was done; `None` if it was not, and then it never will be, however long it is still
+    /// on its way: the number is used up.
+    ///
+    /// # Errors
+    /// When the leader cannot be asked in time, or the session has ended.
+    pub async fn settle(&self, number: u64, timeout: Duration) -> Result<Option<Outcome>, ClientError> {
+        let id = self.id();
+        // Nothing below may be forgotten: it may be asked for next.
+        let request = RequestId { session: id, number, done_below: 1 };
+        let nothing = Command::Txn { compare: Vec::new(), then: Vec::new(), otherwise: Vec::new() };
+        let call = Call::Write { session: Some(request), command: nothing };
+        match to_leader(&self.inner.pool, call, timeout).await.result? {
+            Answer::Written(Outcome { result: Ok(Done::Txn { .. }), .. }) => Ok(None),
+            Answer::Written(Outcome { result: Err(Refusal::NoSession(id)), .. }) => {
+                Err(ClientError::SessionLost { id, maybe_done: true })
+            }
+            Answer::Written(outcome) => Ok(Some(outcome)),
+            other => Err(unexpected("a write", &other)),
         }
     }
 
@@ -309,9 +366,9 @@ async fn revoke(pool: &Arc<Pool>, lease: LeaseId, timeout: Duration) -> Result<(
 }
 
 /// Renews the lease, and opens another when it is gone.
-async fn keep(inner: Arc<Inner>) {
+async fn keep(inner: Arc<Inner>, first: Duration) {
     let every = inner.ttl / 3;
-    let mut wait = every;
+    let mut wait = first;
     loop {
         let generation = inner.current.lock().clone();
         if generation.lost.load(Ordering::Relaxed) {

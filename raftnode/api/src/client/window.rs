@@ -21,7 +21,12 @@ pub(super) struct Ticket {
 
 impl Window {
     pub fn new(size: u64) -> Window {
-        Window { next: 1, size, under_way: BTreeSet::new() }
+        Window::starting_at(1, size)
+    }
+
+    /// One in which all numbers below `next` were given out before.
+    pub fn starting_at(next: u64, size: u64) -> Window {
+        Window { next, size, under_way: BTreeSet::new() }
     }
 
     /// The next number; `None` while the oldest write that is under way is a whole window behind.
