@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::helper::{self, MountHelper};
 use crate::options::{self, MountOptions};
-use crate::{daemon, dev, log, mount, status};
+use crate::{daemon, dev, log, mount, status, supervise};
 
 /// Mounts a quorumfs store as a directory.
 #[derive(Debug, Parser)]
@@ -38,6 +38,14 @@ enum Command {
         /// For a program.
         #[arg(long)]
         json: bool,
+    },
+    /// Has a mount that was made with --supervise served by the program that is installed now.
+    ///
+    /// The mount stays: open files, locks and inotify watches are kept. If the new program does not start, the
+    /// old one goes on. (SIGUSR2 to `fsd mount` does the same, and says in its log what came of it.)
+    Upgrade {
+        /// Where it is mounted.
+        mountpoint: PathBuf,
     },
     /// Unmounts a store, also one whose daemon has died.
     #[command(visible_alias = "unmount")]
@@ -83,9 +91,21 @@ pub struct MountArgs {
     /// Where a daemon writes its log (syslog if not given).
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+    /// Let the mount outlive the process that serves it (Linux 6.9 or later).
+    ///
+    /// This process only holds the mount, and a worker serves it: when that dies, another one goes on. `fsd upgrade`
+    /// and SIGUSR2 replace it by the program that is installed by then.
+    #[arg(long)]
+    pub supervise: bool,
     /// Said by the parent of a daemon to its child.
     #[arg(long = "report-ready-on-stdout", hide = true)]
     pub is_daemon: bool,
+    /// Said by the supervisor to its worker: the number of a descriptor.
+    #[arg(long, hide = true)]
+    pub worker: Option<i32>,
+    /// Said by the supervisor to its worker: the mount is there already.
+    #[arg(long, hide = true, requires = "worker")]
+    pub resume: bool,
 }
 
 /// Arguments of `fsd dev`.
@@ -136,6 +156,10 @@ fn run_command(command: Command) -> anyhow::Result<ExitCode> {
             dev::run(&args)
         }
         Command::Status { mountpoint, json } => status::run(mountpoint.as_deref(), json),
+        Command::Upgrade { mountpoint } => {
+            println!("{}", supervise::upgrade(&mountpoint)?);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Umount { mountpoint, lazy } => {
             crate::mountpoint::unmount(&mountpoint, lazy)?;
             Ok(ExitCode::SUCCESS)
@@ -156,9 +180,20 @@ fn run_mount(args: &MountArgs, options: &MountOptions) -> anyhow::Result<ExitCod
     if args.daemon && !args.is_daemon {
         return daemon::spawn_self();
     }
+    if let Some(channel) = args.worker {
+        log::set_role("fsd-worker");
+        log::be_terse(args.is_daemon && !args.resume);
+        log::start(false);
+        return supervise::run_worker(args, options, channel);
+    }
     if args.is_daemon {
         daemon::leave_terminal();
         log::be_terse(true);
+    }
+    if options.supervise {
+        log::set_role("fsd-supervisor");
+        log::start(false);
+        return supervise::run(args, options);
     }
     log::start(false);
     mount::run(args, options)
@@ -173,6 +208,7 @@ fn merge(args: &MountArgs) -> anyhow::Result<MountOptions> {
     options.timeout = args.timeout.or(options.timeout);
     options.log_file = args.log_file.clone().or(options.log_file);
     options.create_prefix |= args.create_prefix;
+    options.supervise |= args.supervise;
     Ok(options)
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -26,6 +26,9 @@ use tokio::sync::{Notify, watch};
 use crate::attr::{self, Attr, Overrides};
 use crate::errno::{Errno, Result};
 use crate::handle::{Handles, Reader, same};
+use crate::handover::journal::Journal;
+use crate::handover::note::{Note, Row};
+use crate::inherit::Inherited;
 use crate::kernel::{Kernel, NodeId, Object, STAGE};
 use crate::locked::Locked;
 use crate::mirror::{At, Mirror, Net, OutOfStep, difference};
@@ -116,6 +119,14 @@ pub struct State {
     pub told: HashSet<NodeId>,
     /// Changes replayed or passed over since the start.
     pub replayed: u64,
+    /// The kernel is connected: what changes from now on has to be shown to it.
+    pub connected: bool,
+    /// Where the next worker finds what it has to know, if there will be one.
+    pub journal: Option<Arc<Journal>>,
+    /// Version of each value that was noted for those who read it.
+    pub kept: HashMap<Ino, u64>,
+    /// What an earlier worker has left.
+    pub inherited: Inherited,
 }
 
 /// Names that callers were sent to look up again and have not come back for; more than callers there are.
@@ -123,8 +134,9 @@ const LOOKED_AGAIN_MAX: usize = 4096;
 
 /// Tells the kernel to forget what it cached. Must not block.
 pub trait Invalidate: Send + Sync {
-    /// The attributes of an inode, and by them its cached content.
-    fn inode(&self, node: NodeId);
+    /// The attributes of an inode, and by them its cached content. Answers whether the kernel holds it, as
+    /// far as that can be known.
+    fn inode(&self, node: NodeId) -> bool;
 }
 
 /// One mount.
@@ -153,6 +165,11 @@ pub struct Core {
     pub down: Mutex<Option<Instant>>,
     /// What was denied goes to the log, but not without end.
     pub denials: Denials,
+    /// Requests of the last worker are settled with the store: what came of them is known.
+    pub settled_with_store: watch::Sender<bool>,
+    /// The process that would replace this one; 0 if none would.
+    supervisor: AtomicU32,
+    journal: std::sync::OnceLock<Arc<Journal>>,
     invalidate: std::sync::OnceLock<Box<dyn Invalidate>>,
     stopping: AtomicBool,
 }
@@ -173,6 +190,9 @@ impl Core {
             settled: Notify::new(),
             down: Mutex::new(None),
             denials: Denials::default(),
+            settled_with_store: watch::Sender::new(true),
+            supervisor: AtomicU32::new(0),
+            journal: std::sync::OnceLock::new(),
             invalidate: std::sync::OnceLock::new(),
             stopping: AtomicBool::new(false),
         })
@@ -180,7 +200,34 @@ impl Core {
 
     /// The kernel can be told from here on.
     pub fn connect(&self, invalidate: Box<dyn Invalidate>) {
+        self.set_invalidate(invalidate);
+        self.state.lock().connected = true;
+    }
+
+    /// The kernel can be told; what it has to be shown is another matter.
+    pub fn set_invalidate(&self, invalidate: Box<dyn Invalidate>) {
         let _ = self.invalidate.set(invalidate);
+    }
+
+    /// From here on it is noted for a next worker what this one does.
+    pub fn set_journal(&self, journal: Arc<Journal>) {
+        self.state.lock().journal = Some(journal.clone());
+        let _ = self.journal.set(journal);
+    }
+
+    /// That process would replace this one if it ended; `None` if none would any more.
+    pub fn set_supervisor(&self, pid: Option<u32>) {
+        self.supervisor.store(pid.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// See [`Core::set_supervisor`].
+    pub fn supervisor(&self) -> Option<u32> {
+        Some(self.supervisor.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
+    /// Where that is noted.
+    pub fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.get()
     }
 
     /// Ends the replayer, and everything that waits.
@@ -225,10 +272,12 @@ impl Core {
                     unlocked |= matches!(net, Net::Unlocked { .. });
                     state.take_in(net, own, &mut stale);
                 }
-                swaps.into_iter().for_each(|dir| state.queue.push(Net::Swap { dir }));
+                state.swap(swaps);
             }
             state.hold_back(&stale);
-            state.mirror.revision
+            let revision = state.mirror.revision;
+            state.note(|| Note::Shown(revision));
+            revision
         };
         self.publish(revision, stale, unlocked).await;
         Ok(())
@@ -270,14 +319,18 @@ impl Core {
             let mut state = self.state.lock();
             let state = &mut *state;
             // The first copy comes before the kernel knows anything: there is nothing to show.
-            let first = state.mirror.is_empty() && state.kernel.held().next().is_none();
+            let first = !state.connected || state.mirror.is_empty() && state.kernel.held().next().is_none();
             let net = if first { Vec::new() } else { difference(&state.mirror, &new) };
             state.mirror = new;
             let swaps = state.swaps(&net);
             for net in net {
                 state.take_in(net, false, &mut stale);
             }
-            swaps.into_iter().for_each(|dir| state.queue.push(Net::Swap { dir }));
+            state.swap(swaps);
+            let root = state.mirror.get(Ino::ROOT).map(|node| Row::of(None, &node.record));
+            if let Some(root) = root.filter(|_| state.connected) {
+                state.note(|| Note::Made(root));
+            }
             // Times and counts of directories change without a word of their own.
             stale.extend(state.kernel.held());
             state.hold_back(&stale);
@@ -293,11 +346,16 @@ impl Core {
             tokio::time::sleep(PASS_CHECK).await;
         }
         if let Some(kernel) = self.invalidate.get() {
-            for node in &stale {
-                kernel.inode(*node);
+            let mut nodes: Vec<NodeId> = stale.iter().copied().collect();
+            nodes.append(&mut self.state.lock().kernel.take_doubtful());
+            nodes.retain(|node| !kernel.inode(*node));
+            if !nodes.is_empty() {
+                let mut state = self.state.lock();
+                nodes.into_iter().for_each(|node| state.kernel.is_unknown(node));
             }
         }
         self.state.lock().told_of(stale);
+        self.bring_journal_down();
         self.shown.send_if_modified(|shown| {
             let newer = revision > *shown;
             *shown = revision.max(*shown);
@@ -364,8 +422,12 @@ impl Core {
         command: Command,
     ) -> Result<Answered> {
         let deadline = self.deadline();
-        let _asked = Asked::new(self, touches);
-        let outcome = match self.store.write(fence, command, self.rules.write_timeout).await {
+        let asked = Asked::new(self, touches);
+        let written = match self.recall(&command, &asked.touches).await {
+            Some(outcome) => Ok(outcome),
+            None => self.store.write(fence, command, self.rules.write_timeout).await,
+        };
+        let outcome = match written {
             Ok(outcome) => outcome,
             Err(ClientError::SessionLost { .. }) if fence.is_some() => return Err(Errno::ENOLCK),
             Err(error) => {
@@ -586,14 +648,17 @@ impl State {
     }
 
     /// What a change of the tree means for what the kernel holds, and for the replay.
-    fn take_in(&mut self, net: Net, own: bool, stale: &mut HashSet<NodeId>) {
+    pub(crate) fn take_in(&mut self, net: Net, own: bool, stale: &mut HashSet<NodeId>) {
+        if !self.connected {
+            return;
+        }
         let mut show = |kernel: &Kernel, ino: Ino| stale.extend(kernel.nodes(ino));
         let mut was_private = false;
         match &net {
             Net::Create { at, ino, kind } => {
                 show(&self.kernel, at.0);
                 was_private = *kind == Kind::File && self.kernel.private_at(at).is_some();
-                self.kernel.published(at, *ino, *kind);
+                self.came_to_be(at, *ino, *kind);
                 self.kernel.value_changed(*ino, Instant::now());
                 show(&self.kernel, *ino);
             }
@@ -605,7 +670,7 @@ impl State {
             Net::Remove { at, record } => {
                 show(&self.kernel, at.0);
                 show(&self.kernel, record.ino);
-                orphan(&mut self.kernel, &self.handles, record);
+                self.orphan(record);
             }
             Net::Rename { from, to, ino, replaced, exchanged } => {
                 for ino in [Some(from.0), Some(to.0), Some(*ino), *exchanged].into_iter().flatten() {
@@ -613,16 +678,19 @@ impl State {
                 }
                 if let Some(record) = replaced {
                     show(&self.kernel, record.ino);
-                    orphan(&mut self.kernel, &self.handles, record);
+                    self.orphan(record);
                 }
                 if let Some(kind) = self.mirror.get(*ino).map(|node| node.record.kind) {
-                    self.kernel.published(to, *ino, kind);
+                    self.came_to_be(to, *ino, kind);
                 }
             }
             Net::Unlocked { .. } | Net::Swap { .. } => {}
         }
         if own && !self.queue.concerns(&net) {
             return self.take_in_own(net);
+        }
+        if let (Net::Create { at, ino, .. }, true) = (&net, was_private) {
+            self.note_name(at, *ino);
         }
         match net {
             // The kernel has fired the creation when the private file was made. What is new is the value.
@@ -698,18 +766,24 @@ impl State {
     }
 
     /// The kernel has fired the events of a local change by itself. Where changes are to look like renames,
-    /// programs of this host wait for one as well.
-    fn take_in_own(&mut self, net: Net) {
+    /// programs of this host wait for one as well: until it has come, their value is not noted as shown.
+    pub(crate) fn take_in_own(&mut self, net: Net) {
         let renames = |dir: Ino| self.style(dir) == EventStyle::Rename;
         let parent = |ino: Ino| self.mirror.get(ino).and_then(|node| node.at.as_ref()).map(|at| at.0);
         match net {
             Net::Create { at, ino, kind: Kind::File } if renames(at.0) => {
-                self.queue.push(Net::Update { ino })
+                self.note_name(&at, ino);
+                self.queue.push(Net::Update { ino });
             }
             Net::Update { ino } if parent(ino).is_some_and(renames) => self.queue.push(net),
             // This is the rename that they wait for.
-            Net::Rename { to, ino, .. } if renames(to.0) => self.queue.drop_update(ino),
-            _ => {}
+            Net::Rename { ref to, ino, .. } if renames(to.0) => {
+                self.note_all(&self.notes_of(&net));
+                if self.queue.drop_update(ino) {
+                    self.note_all(&self.notes_of(&Net::Update { ino }));
+                }
+            }
+            net => self.note_all(&self.notes_of(&net)),
         }
     }
 
@@ -719,7 +793,7 @@ impl State {
     }
 
     /// The directories with a `..data` in which something changed, each once.
-    fn swaps(&self, changes: &[Net]) -> BTreeSet<Ino> {
+    pub(crate) fn swaps(&self, changes: &[Net]) -> BTreeSet<Ino> {
         let parent = |ino: &Ino| self.mirror.get(*ino).and_then(|node| node.at.as_ref()).map(|at| at.0);
         let dirs = changes.iter().flat_map(|net| match net {
             Net::Create { at, .. } | Net::Remove { at, .. } => [Some(at.0), None],
@@ -757,10 +831,6 @@ impl State {
         let subdirs = node.dir.as_ref().map_or(0, |dir| dir.subdirs);
         Some(self.as_told(Attr::of(&node.record, number, subdirs, shown)))
     }
-}
-
-fn orphan(kernel: &mut Kernel, handles: &Handles, record: &Record) {
-    kernel.orphan(record, |node| !handles.of(node).is_empty());
 }
 
 /// What has no name has no links.

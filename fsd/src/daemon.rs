@@ -61,11 +61,22 @@ pub fn leave_terminal() {
 
 /// Tells the parent that the mount is usable, and turns the log away from its standard error.
 pub fn report_ready(log_file: Option<&Path>) -> anyhow::Result<()> {
+    turn_away(log_file, || {
+        let mut stdout = io::stdout();
+        // The parent may have been interrupted; the mount is good all the same.
+        let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
+    })
+}
+
+/// Turns the log of a daemon's worker to where the daemon's goes.
+pub fn turn_log(log_file: Option<&Path>) -> anyhow::Result<()> {
+    turn_away(log_file, || {})
+}
+
+fn turn_away(log_file: Option<&Path>, when_open: impl FnOnce()) -> anyhow::Result<()> {
     // The log's new place comes first: what cannot be opened is still said to the person who waits.
     let log = open_log(log_file)?;
-    let mut stdout = io::stdout();
-    // The parent may have been interrupted; the mount is good all the same.
-    let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
+    when_open();
     let null = File::options().read(true).write(true).open("/dev/null").context("opening /dev/null")?;
     // A daemon must not keep a directory of somebody's busy.
     let _ = std::env::set_current_dir("/");

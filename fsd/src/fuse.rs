@@ -7,6 +7,9 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 use std::time::SystemTime;
 
@@ -23,6 +26,7 @@ use quorumfs_api::record::{Device, Kind};
 use crate::attr::Attr;
 use crate::errno::{Errno, Result};
 use crate::fs::{Caller, Change, Fs, LockRequest, Opened, Time};
+use crate::handover::call;
 
 /// Block size that `stat` and `statfs` show, in bytes.
 const BLOCK: u64 = 4096;
@@ -44,17 +48,29 @@ const WANTED: [InitFlags; 7] = [
 pub struct Adapter {
     fs: Fs,
     runtime: tokio::runtime::Handle,
+    resends: Arc<AtomicBool>,
 }
 
 impl Adapter {
     /// For that file system; what waits, waits in that runtime.
     pub fn new(fs: Fs, runtime: tokio::runtime::Handle) -> Adapter {
-        Adapter { fs, runtime }
+        Adapter { fs, runtime, resends: Arc::default() }
     }
 
-    fn drive(&self, call: impl Future<Output = ()> + Send + 'static) {
+    /// Tells, once the connection is open, whether the kernel can be made to ask again what nobody answered.
+    pub fn resends(&self) -> Arc<AtomicBool> {
+        self.resends.clone()
+    }
+
+    fn drive(&self, request: &Request, call: impl Future<Output = ()> + Send + 'static) {
         let _inside = self.runtime.enter();
-        let mut call = Box::pin(call);
+        let mut call: Pin<Box<dyn Future<Output = ()> + Send>> = match self.fs.core.journal() {
+            Some(journal) => {
+                let (journal, unique) = (journal.clone(), request.unique().0);
+                Box::pin(async move { call::serve(unique, &journal, call).await })
+            }
+            None => Box::pin(call),
+        };
         if call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             self.runtime.spawn(call);
         }
@@ -158,6 +174,8 @@ impl fuser::Filesystem for Adapter {
                 tracing::debug!(?flag, "the kernel does not know this feature of FUSE");
             }
         }
+        let resends = config.capabilities().contains(InitFlags::FUSE_HAS_RESEND);
+        self.resends.store(resends, Ordering::Release);
         Ok(())
     }
 
@@ -171,7 +189,7 @@ impl fuser::Filesystem for Adapter {
 
     fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let (fs, caller) = (self.fs.clone(), caller(request));
-        self.drive(async move {
+        self.drive(request, async move {
             match fs.getattr(caller, ino.0, fh.map(|fh| fh.0)).await {
                 Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
                 Err(error) => reply.error(errno(error)),
@@ -203,7 +221,7 @@ impl fuser::Filesystem for Adapter {
             TimeOrNow::SpecificTime(time) => Time::At(time),
         };
         let change = Change { mode, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
-        self.drive(async move {
+        self.drive(request, async move {
             match fs.setattr(caller, ino.0, fh.map(|fh| fh.0), change).await {
                 Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
                 Err(error) => reply.error(errno(error)),
@@ -229,7 +247,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
-        self.drive(async move { entry(reply, fs.mknod(caller, parent.0, &name, mode, device(rdev)).await) });
+        self.drive(request, async move {
+            entry(reply, fs.mknod(caller, parent.0, &name, mode, device(rdev)).await)
+        });
     }
 
     fn mkdir(
@@ -242,23 +262,23 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
-        self.drive(async move { entry(reply, fs.mkdir(caller, parent.0, &name, mode).await) });
+        self.drive(request, async move { entry(reply, fs.mkdir(caller, parent.0, &name, mode).await) });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
-        self.drive(async move { empty(reply, fs.unlink(caller, parent.0, &name).await) });
+        self.drive(request, async move { empty(reply, fs.unlink(caller, parent.0, &name).await) });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
-        self.drive(async move { empty(reply, fs.rmdir(caller, parent.0, &name).await) });
+        self.drive(request, async move { empty(reply, fs.rmdir(caller, parent.0, &name).await) });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
         let target = target.as_os_str().as_bytes().to_vec();
-        self.drive(async move { entry(reply, fs.symlink(caller, parent.0, &name, &target).await) });
+        self.drive(request, async move { entry(reply, fs.symlink(caller, parent.0, &name, &target).await) });
     }
 
     fn rename(
@@ -273,7 +293,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (fs, caller) = (self.fs.clone(), caller(request));
         let (old, new) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
-        self.drive(async move {
+        self.drive(request, async move {
             let renamed = fs.rename(caller, (parent.0, &old), (newparent.0, &new), flags.bits());
             empty(reply, renamed.await);
         });
@@ -286,7 +306,7 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, caller) = (self.fs.clone(), caller(request));
-        self.drive(async move {
+        self.drive(request, async move {
             match fs.open(caller, ino.0, flags.0).await {
                 Ok(opened) => reply.opened(FileHandle(opened.fh), open_flags(opened)),
                 Err(error) => reply.error(errno(error)),
@@ -297,7 +317,7 @@ impl fuser::Filesystem for Adapter {
     fn read(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -305,7 +325,7 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.fs.read(fh.0, offset, size) {
+        match self.fs.read(ino.0, fh.0, offset, size) {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(errno(error)),
         }
@@ -313,8 +333,8 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -325,11 +345,11 @@ impl fuser::Filesystem for Adapter {
     ) {
         let length = data.len() as u32;
         let strips = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.fs.write(fh.0, offset, data, strips) {
+        match self.fs.write(ino.0, fh.0, request.unique().0, offset, data, strips) {
             Ok(false) => reply.written(length),
             Ok(true) => {
                 let fs = self.fs.clone();
-                self.drive(async move {
+                self.drive(request, async move {
                     match fs.commit_write(fh.0).await {
                         Ok(()) => reply.written(length),
                         Err(error) => reply.error(errno(error)),
@@ -340,15 +360,15 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _request: &Request, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         let fs = self.fs.clone();
-        self.drive(async move { empty(reply, fs.flush(fh.0, ino.0, owner.0).await) });
+        self.drive(request, async move { empty(reply, fs.flush(fh.0, ino.0, owner.0).await) });
     }
 
     fn release(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
@@ -356,15 +376,15 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let fs = self.fs.clone();
-        self.drive(async move {
-            fs.release(fh.0).await;
+        self.drive(request, async move {
+            fs.release(ino.0, fh.0).await;
             reply.ok();
         });
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let fs = self.fs.clone();
-        self.drive(async move { empty(reply, fs.fsync(fh.0).await) });
+        self.drive(request, async move { empty(reply, fs.fsync(ino.0, fh.0).await) });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -377,12 +397,12 @@ impl fuser::Filesystem for Adapter {
     fn readdir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let names = match self.fs.readdir(fh.0, offset) {
+        let names = match self.fs.readdir(ino.0, fh.0, offset) {
             Ok(names) => names,
             Err(error) => return reply.error(errno(error)),
         };
@@ -420,19 +440,19 @@ impl fuser::Filesystem for Adapter {
 
     fn fsyncdir(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         let fs = self.fs.clone();
-        self.drive(async move { empty(reply, fs.core.barrier().await) });
+        self.drive(request, async move { empty(reply, fs.core.barrier().await) });
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let fs = self.fs.clone();
-        self.drive(async move {
+        self.drive(request, async move {
             let space = fs.statfs().await;
             let free = space.total.saturating_sub(space.used) / BLOCK;
             reply.statfs(
@@ -450,7 +470,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -459,21 +479,21 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (fs, name, value) = (self.fs.clone(), name.as_bytes().to_vec(), value.to_vec());
-        self.drive(async move { empty(reply, fs.setxattr(ino.0, &name, &value, flags).await) });
+        self.drive(request, async move { empty(reply, fs.setxattr(ino.0, &name, &value, flags).await) });
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.drive(async move { xattr(reply, size, fs.getxattr(ino.0, &name).await) });
+        self.drive(request, async move { xattr(reply, size, fs.getxattr(ino.0, &name).await) });
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         xattr(reply, size, self.fs.listxattr(ino.0));
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.drive(async move { empty(reply, fs.removexattr(ino.0, &name).await) });
+        self.drive(request, async move { empty(reply, fs.removexattr(ino.0, &name).await) });
     }
 
     fn create(
@@ -487,7 +507,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
-        self.drive(async move {
+        self.drive(request, async move {
             match fs.create(caller, parent.0, &name, mode, flags).await {
                 Ok((entry, opened)) => {
                     let (attr, fh) = (file_attr(&entry.attr), FileHandle(opened.fh));
@@ -500,7 +520,7 @@ impl fuser::Filesystem for Adapter {
 
     fn getlk(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         owner: LockOwner,
@@ -513,7 +533,7 @@ impl fuser::Filesystem for Adapter {
         let range = lock_range(start, end);
         let wanted = LockRequest { owner: owner.0, range, kind: typ, pid, wait: false };
         let fs = self.fs.clone();
-        self.drive(async move {
+        self.drive(request, async move {
             match fs.getlk(ino.0, wanted).await {
                 Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
                 Ok(Some(held)) => {
@@ -541,20 +561,20 @@ impl fuser::Filesystem for Adapter {
         let range = lock_range(start, end);
         let wanted = LockRequest { owner: owner.0, range, kind: typ, pid, wait: sleep };
         let (fs, caller) = (self.fs.clone(), caller(request));
-        self.drive(async move { empty(reply, fs.setlk(caller, ino.0, fh.0, wanted).await) });
+        self.drive(request, async move { empty(reply, fs.setlk(caller, ino.0, fh.0, wanted).await) });
     }
 
     fn fallocate(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.fs.allocate(fh.0, offset, length, mode));
+        empty(reply, self.fs.allocate(ino.0, fh.0, offset, length, mode));
     }
 
     fn lseek(

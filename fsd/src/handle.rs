@@ -17,11 +17,76 @@ pub type Fh = u64;
 /// The number that the replayer's handles have: they hold nothing.
 pub const REPLAY_FH: Fh = u64::MAX;
 
+/// What the number of an open file says about it: the kernel hands it back when the worker that opened the
+/// file is gone.
+///
+/// ```text
+/// reader     00 | direct 1 | generation 5 | version 12 | length 24 | count 20
+/// writer     01 | readable, at end, sync, emptied | generation 5 | count 53
+/// directory  10 | 0000 | generation 5 | count 53
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Described {
+    /// Open for reading.
+    Reader {
+        /// See [`Reader::direct`].
+        direct: bool,
+        /// The last bits of the value's version.
+        version: u64,
+        /// The value's length in bytes.
+        length: usize,
+    },
+    /// Open for writing.
+    Writer {
+        /// See [`Writer::readable`].
+        readable: bool,
+        /// See [`Writer::at_end`].
+        at_end: bool,
+        /// See [`Writer::sync`].
+        sync: bool,
+        /// It was opened with `O_TRUNC`.
+        emptied: bool,
+    },
+    /// A directory.
+    Dir,
+}
+
+/// Workers of one mount are told apart by so many bits.
+const GENERATIONS: u64 = 1 << 5;
+/// Bits of a version that a number has room for.
+const VERSION_MASK: u64 = (1 << 12) - 1;
+/// Bits of a length; no value is longer.
+const LENGTH_MASK: u64 = (1 << 24) - 1;
+/// Bits of the count of a reader, and of anything else.
+const READER_MASK: u64 = (1 << 20) - 1;
+const COUNT_MASK: u64 = (1 << 53) - 1;
+
+/// What a number says.
+pub fn describe(fh: Fh) -> Described {
+    let bit = |place: u32| fh >> place & 1 == 1;
+    match fh >> 62 {
+        0 => Described::Reader {
+            direct: bit(61),
+            version: fh >> 44 & VERSION_MASK,
+            length: (fh >> 20 & LENGTH_MASK) as usize,
+        },
+        1 => Described::Writer { readable: bit(61), at_end: bit(60), sync: bit(59), emptied: bit(58) },
+        _ => Described::Dir,
+    }
+}
+
+/// Whether a number says that version, as far as it has room for it.
+pub fn same_version(said: u64, version: u64) -> bool {
+    said == version & VERSION_MASK
+}
+
 /// A file opened for reading.
 #[derive(Debug)]
 pub struct Reader {
     /// What.
     pub node: NodeId,
+    /// Version of the value with which it was opened.
+    pub version: u64,
     /// The value that is being read.
     pub value: Bytes,
     /// Whether reads come here one by one; else they come through the page cache, which has room for
@@ -37,8 +102,14 @@ pub struct Reader {
 
 impl Reader {
     /// One that begins.
-    pub fn new(node: NodeId, value: Bytes, times: (Timestamp, Timestamp), direct: bool) -> Reader {
-        Reader { node, value, direct, opened: Instant::now(), times, ended: false }
+    pub fn new(
+        node: NodeId,
+        value: Bytes,
+        version: u64,
+        times: (Timestamp, Timestamp),
+        direct: bool,
+    ) -> Reader {
+        Reader { node, version, value, direct, opened: Instant::now(), times, ended: false }
     }
 
     /// What a read at `offset` is served from, where the file's value is `now`.
@@ -76,6 +147,14 @@ pub enum Buffer {
     Tail(Vec<u8>),
 }
 
+/// Number of the last change of any open file.
+static EDITS: AtomicU64 = AtomicU64::new(0);
+
+/// Changes of an earlier worker have the numbers up to this one.
+pub fn count_edits_from(last: u64) {
+    EDITS.fetch_max(last, Ordering::Relaxed);
+}
+
 /// A file opened for writing.
 #[derive(Debug)]
 pub struct Writer {
@@ -109,6 +188,8 @@ pub struct Writer {
     pub edits: u64,
     /// When that was.
     pub edited: SystemTime,
+    /// The last request of the kernel that wrote: it may be asked again by a new worker.
+    pub last: u64,
     /// Held while the handle is being published: duplicates may be closed at the same time.
     pub gate: Arc<tokio::sync::Mutex<()>>,
 }
@@ -180,7 +261,6 @@ impl Writer {
 
     /// Something is about to be changed.
     fn edit(&mut self) {
-        static EDITS: AtomicU64 = AtomicU64::new(0);
         self.edits = EDITS.fetch_add(1, Ordering::Relaxed) + 1;
         self.edited = SystemTime::now();
         self.dirty = true;
@@ -246,16 +326,56 @@ impl Handle {
 pub struct Handles {
     open: HashMap<Fh, Handle>,
     by_node: HashMap<NodeId, Vec<Fh>>,
-    last: Fh,
+    last: u64,
+    /// Which worker of the mount this is.
+    generation: u64,
 }
 
 impl Handles {
+    /// From here on numbers are those of this worker.
+    pub fn set_generation(&mut self, generation: u32) {
+        self.generation = u64::from(generation) % GENERATIONS;
+    }
+
     /// Opens.
     pub fn add(&mut self, handle: Handle) -> Fh {
-        self.last += 1;
-        self.by_node.entry(handle.node()).or_default().push(self.last);
-        self.open.insert(self.last, handle);
-        self.last
+        loop {
+            self.last += 1;
+            let fh = self.number(&handle);
+            if !self.open.contains_key(&fh) {
+                self.restore(fh, handle);
+                return fh;
+            }
+        }
+    }
+
+    /// Opens under a number that it was given before.
+    pub fn restore(&mut self, fh: Fh, handle: Handle) {
+        self.by_node.entry(handle.node()).or_default().push(fh);
+        self.open.insert(fh, handle);
+    }
+
+    fn number(&self, handle: &Handle) -> Fh {
+        let flag = |set: bool, place: u32| u64::from(set) << place;
+        match handle {
+            Handle::Reader(reader) => {
+                flag(reader.direct, 61)
+                    | self.generation << 56
+                    | (reader.version & VERSION_MASK) << 44
+                    | (reader.value.len() as u64 & LENGTH_MASK) << 20
+                    | self.last & READER_MASK
+            }
+            Handle::Writer(writer) => {
+                1 << 62
+                    | flag(writer.readable, 61)
+                    | flag(writer.at_end, 60)
+                    | flag(writer.sync, 59)
+                    | flag(writer.emptied, 58)
+                    | self.generation << 53
+                    | self.last & COUNT_MASK
+            }
+            Handle::Dir { .. } => 2 << 62 | self.generation << 53 | self.last & COUNT_MASK,
+        }
     }
 
     /// An open file.
@@ -341,7 +461,7 @@ mod tests {
         Bytes::copy_from_slice(text.as_bytes())
     }
     fn reader(text: &str, direct: bool) -> Reader {
-        Reader::new(7, bytes(text), Default::default(), direct)
+        Reader::new(7, bytes(text), 1, Default::default(), direct)
     }
 
     #[test]
@@ -379,5 +499,54 @@ mod tests {
         assert_eq!(read(&mut handles), "old");
         handles.refresh(7, &bytes("new"), Default::default());
         assert_eq!(read(&mut handles), "new");
+    }
+
+    fn writer(emptied: bool, at_end: bool) -> Writer {
+        Writer {
+            node: 5,
+            readable: true,
+            at_end,
+            sync: false,
+            buffer: Buffer::Clean,
+            dirty: false,
+            emptied,
+            flushed: false,
+            failed: false,
+            refused: false,
+            pid: 1,
+            strips: false,
+            edits: 0,
+            edited: SystemTime::UNIX_EPOCH,
+            last: 0,
+            gate: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_number_says_what_it_is() {
+        let mut handles = Handles::default();
+        handles.set_generation(37);
+        let value = Bytes::from(vec![0; 8 << 20]);
+        let fh = handles.add(Handle::Reader(Reader::new(5, value, 4096 + 7, Default::default(), true)));
+        assert_eq!(describe(fh), Described::Reader { direct: true, version: 7, length: 8 << 20 });
+        assert!(same_version(7, 4096 + 7) && !same_version(7, 4096 + 8));
+        let fh = handles.add(Handle::Writer(writer(true, false)));
+        assert_eq!(
+            describe(fh),
+            Described::Writer { readable: true, at_end: false, sync: false, emptied: true }
+        );
+        let fh = handles.add(Handle::Dir { node: 1, names: Arc::default() });
+        assert_eq!(describe(fh), Described::Dir);
+        assert_ne!(fh, REPLAY_FH);
+    }
+
+    #[test]
+    fn no_number_is_given_twice_while_it_is_open() {
+        let mut handles = Handles::default();
+        let reader = || Handle::Reader(Reader::new(5, Bytes::new(), 1, Default::default(), false));
+        let first = handles.add(reader());
+        // The count of readers comes round.
+        handles.last = (1 << 20) + (first & READER_MASK) - 1;
+        assert_ne!(handles.add(reader()), first);
     }
 }

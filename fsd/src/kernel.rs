@@ -6,7 +6,7 @@
 //! cannot be told that an inode has another number now. A file whose new value is shown as a rename gets
 //! an alias as well: to the kernel, what a rename replaces must be another inode.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,6 +21,8 @@ pub type NodeId = u64;
 
 /// Provisional numbers begin here: the store counts from 1 and never comes so far.
 const PROVISIONAL: NodeId = 1 << 63;
+/// So many of them each worker of a mount has to itself.
+const PROVISIONAL_STEP: NodeId = 1 << 40;
 
 /// A file that exists on this mount only, until it is closed.
 #[derive(Clone, Debug)]
@@ -55,6 +57,11 @@ pub enum Object {
 #[derive(Debug, Default)]
 pub struct Kernel {
     lookups: HashMap<NodeId, u64>,
+    /// What an earlier worker gave it. How often is not known, so what the kernel gives back tells nothing:
+    /// they are held until the kernel says that it does not know them.
+    inherited: HashSet<NodeId>,
+    /// Of those, what the kernel has given something back of.
+    doubtful: Vec<NodeId>,
     real: HashMap<NodeId, Ino>,
     /// The number by which a file's name is known, where it is another than the store's.
     alias: HashMap<Ino, NodeId>,
@@ -124,17 +131,84 @@ impl Kernel {
 
     /// Whether the kernel may hold it. It always holds the root.
     pub fn holds(&self, node: NodeId) -> bool {
-        node == Ino::ROOT.0 || self.lookups.contains_key(&node)
+        node == Ino::ROOT.0 || self.lookups.contains_key(&node) || self.inherited.contains(&node)
+    }
+
+    /// The kernel holds it from an earlier worker.
+    pub fn inherit(&mut self, node: NodeId) {
+        self.inherited.insert(node);
+    }
+
+    /// Whether it does: then somebody may have it open without our knowledge.
+    pub fn is_inherited(&self, node: NodeId) -> bool {
+        self.inherited.contains(&node)
+    }
+
+    /// The kernel says that it does not know that number. What was given to it since then may still be on
+    /// its way.
+    pub fn is_unknown(&mut self, node: NodeId) {
+        if !self.lookups.contains_key(&node) && self.inherited.remove(&node) {
+            self.let_go(node);
+        }
+    }
+
+    /// What the kernel should be asked for whether it still holds it.
+    pub fn take_doubtful(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.doubtful)
+    }
+
+    /// Numbers for private files are those of this worker from here on.
+    pub fn set_generation(&mut self, generation: u32) {
+        self.made = u64::from(generation) * PROVISIONAL_STEP;
+    }
+
+    /// A private file that an earlier worker made.
+    pub fn restore_private(&mut self, node: NodeId, at: At, record: Record) {
+        self.names.insert(at.clone(), node);
+        self.privates.insert(node, Private { at, record, gate: Arc::default() });
+    }
+
+    /// A number that an earlier worker gave to a file; `is_its_names` if it is the one that its name has.
+    pub fn restore_alias(&mut self, node: NodeId, ino: Ino, is_its_names: bool) {
+        self.real.insert(node, ino);
+        self.numbers.entry(ino).or_default().push(node);
+        if is_its_names {
+            self.alias.insert(ino, node);
+        }
+    }
+
+    /// A symbolic link that an earlier worker made up.
+    pub fn restore_link(&mut self, node: NodeId, record: Record) {
+        self.links.insert(node, record);
+    }
+
+    /// The link of a directory that an earlier worker told of.
+    pub fn restore_link_of(&mut self, dir: Ino, made: Made, node: NodeId) {
+        if self.links.contains_key(&node) {
+            self.made_links.insert((dir, made), node);
+        }
+    }
+
+    /// What has no name any more since an earlier worker.
+    pub fn restore_orphan(&mut self, node: NodeId, record: Record) {
+        self.orphans.insert(node, record);
     }
 
     /// The kernel gives back so many of what it was given.
     pub fn forget(&mut self, node: NodeId, count: u64) {
+        if self.inherited.contains(&node) {
+            return self.doubtful.push(node);
+        }
         let Some(lookups) = self.lookups.get_mut(&node) else { return };
         *lookups = lookups.saturating_sub(count);
         if *lookups > 0 {
             return;
         }
         self.lookups.remove(&node);
+        self.let_go(node);
+    }
+
+    fn let_go(&mut self, node: NodeId) {
         // It stands for nothing from here on: whoever moves something in gets another number.
         self.staged.take_if(|staged| *staged == node);
         self.orphans.remove(&node);
@@ -197,18 +271,18 @@ impl Kernel {
         self.links.get(&node)
     }
 
-    /// The kernel has what was staged in place of what it had.
-    pub fn moved_in(&mut self, ino: Ino) {
-        if let Some(node) = self.staged.take() {
-            self.alias.insert(ino, node);
-        }
+    /// The kernel has what was staged in place of what it had. Answers the number that the name has now.
+    pub fn moved_in(&mut self, ino: Ino) -> Option<NodeId> {
+        let node = self.staged.take()?;
+        self.alias.insert(ino, node);
+        Some(node)
     }
 
-    /// The kernel has the new `..data` of a directory.
-    pub fn moved_in_link(&mut self, dir: Ino) {
-        if let Some(node) = self.staged.take() {
-            self.made_links.insert((dir, Made::Data), node);
-        }
+    /// The kernel has the new `..data` of a directory. Answers its number.
+    pub fn moved_in_link(&mut self, dir: Ino) -> Option<NodeId> {
+        let node = self.staged.take()?;
+        self.made_links.insert((dir, Made::Data), node);
+        Some(node)
     }
 
     /// What is staged stays out.
@@ -281,7 +355,8 @@ impl Kernel {
     /// An object lost its name. Its value is kept for those who have it open.
     pub fn orphan(&mut self, record: &Record, is_open: impl Fn(NodeId) -> bool) {
         for node in self.nodes(record.ino) {
-            let is_open = is_open(node);
+            // What the kernel has from an earlier worker may be open without our knowledge.
+            let is_open = is_open(node) || self.inherited.contains(&node);
             self.orphans.insert(node, if is_open { record.clone() } else { bare(record) });
         }
     }
@@ -317,6 +392,7 @@ impl Kernel {
 
     /// Numbers of all that the kernel holds.
     pub fn held(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.lookups.keys().copied()
+        let more = self.inherited.iter().filter(|node| !self.lookups.contains_key(node));
+        self.lookups.keys().chain(more).copied()
     }
 }

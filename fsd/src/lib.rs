@@ -20,6 +20,8 @@
 //! | [`report`] | what the mount says of itself: `/.quorumfs` (pure) |
 //! | [`feed`] | the watch stream |
 //! | [`store`] | the cluster behind a trait |
+//! | [`handover`] | what outlives a worker, for the one that takes its place |
+//! | [`inherit`] | taking that up |
 //! | [`errno`] | the one table of errors |
 //! | [`serve`] | a mount, wired together |
 
@@ -30,6 +32,8 @@ pub mod feed;
 pub mod fs;
 pub mod fuse;
 pub mod handle;
+pub mod handover;
+pub mod inherit;
 pub mod kernel;
 pub mod locked;
 pub mod mirror;

@@ -25,6 +25,9 @@ pub struct Locked {
     through: HashMap<Fh, HashSet<LockId>>,
     /// Open files through which a lock was taken that is lost.
     lost: HashSet<Fh>,
+    /// Those that the store is being told of that they are given up, with how often. Whoever wants one of them for
+    /// the same owner comes after that: the kernel may call the next open file as it called the one that is closed.
+    leaving: HashMap<LockId, usize>,
 }
 
 impl Locked {
@@ -49,11 +52,38 @@ impl Locked {
         Some(session)
     }
 
-    /// An open file is closed for good. Gives what went with it.
+    /// As [`Locked::give_up`], and the store is going to be told: [`Locked::left`] once it was.
+    pub fn leave(&mut self, lock: LockId) -> Option<LeaseId> {
+        let session = self.give_up(lock)?;
+        self.leave_unknown(lock);
+        Some(session)
+    }
+
+    /// The same for a lock of which it is not known whether it was granted.
+    pub fn leave_unknown(&mut self, lock: LockId) {
+        *self.leaving.entry(lock).or_default() += 1;
+    }
+
+    /// The store was told, or will never be.
+    pub fn left(&mut self, lock: LockId) {
+        if let Some(count) = self.leaving.get_mut(&lock) {
+            *count -= 1;
+            if *count == 0 {
+                self.leaving.remove(&lock);
+            }
+        }
+    }
+
+    /// Whether the store is being told of such a lock.
+    pub fn is_leaving(&self, lock: LockId) -> bool {
+        self.leaving.contains_key(&lock)
+    }
+
+    /// An open file is closed for good. Gives what went with it, see [`Locked::leave`].
     pub fn close(&mut self, fh: Fh) -> Vec<(LockId, LeaseId)> {
         self.lost.remove(&fh);
         let gone = self.through.remove(&fh).unwrap_or_default();
-        gone.into_iter().filter_map(|lock| Some((lock, self.give_up(lock)?))).collect()
+        gone.into_iter().filter_map(|lock| Some((lock, self.leave(lock)?))).collect()
     }
 
     /// Whoever has the file open says that it holds nothing through it.
@@ -140,6 +170,20 @@ mod tests {
         assert_eq!(locked.fence(1), Ok(Some(NEW)));
         locked.close(2);
         assert_eq!(locked.fence(2), Ok(None));
+    }
+
+    #[test]
+    fn a_lock_is_leaving_until_the_store_knows() {
+        let mut locked = Locked::default();
+        locked.take(1, A, OLD);
+        locked.take(2, A, OLD);
+        assert_eq!(locked.close(1), [(A, OLD)]);
+        locked.leave_unknown(A);
+        locked.left(A);
+        assert!(locked.is_leaving(A) && !locked.is_leaving(B));
+        locked.left(A);
+        assert!(!locked.is_leaving(A));
+        locked.left(A);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The log: one line an event on standard error, or to syslog once a daemon has left its terminal.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing_subscriber::EnvFilter;
@@ -11,11 +12,18 @@ const FILTER: &str = "warn,openraft=error,fuser=error,fsd=info,quorumfs_api=info
 /// The same for `fsd dev`, whose terminal is for the person and not for the node in it.
 const QUIET_FILTER: &str = "warn,openraft=error,fuser=error";
 /// Facility "daemon", severity "info": a line says itself how grave it is.
-const SYSLOG_PREFIX: &str = "<30>fsd";
+const SYSLOG_PREFIX: &str = "<30>";
 
 static SYSLOG: AtomicBool = AtomicBool::new(false);
 /// Only troubles are shown: somebody waits at a terminal for a mount.
 static TERSE: AtomicBool = AtomicBool::new(false);
+/// What this process is, where a mount has several.
+static ROLE: OnceLock<&'static str> = OnceLock::new();
+
+/// Says in each line which process of a mount it is from.
+pub fn set_role(role: &'static str) {
+    let _ = ROLE.set(role);
+}
 
 /// Starts logging.
 pub fn start(quiet: bool) {
@@ -64,12 +72,18 @@ impl Write for Line {
         }
         let mut stderr = io::stderr().lock();
         if SYSLOG.load(Ordering::Relaxed) {
-            let mut message = format!("{SYSLOG_PREFIX}[{}]: ", std::process::id()).into_bytes();
+            let role = ROLE.get().unwrap_or(&"fsd");
+            let mut message = format!("{SYSLOG_PREFIX}{role}[{}]: ", std::process::id()).into_bytes();
             message.extend_from_slice(event);
             // A log that is full or gone is no reason to fail.
             let _ = stderr.write(&message);
         } else {
-            let _ = stderr.write_all(event);
+            let mut line = Vec::with_capacity(event.len() + 32);
+            if let Some(role) = ROLE.get() {
+                line.extend_from_slice(format!("{role}[{}] ", std::process::id()).as_bytes());
+            }
+            line.extend_from_slice(event);
+            let _ = stderr.write_all(&line);
         }
         Ok(event.len())
     }

@@ -9,6 +9,7 @@ mod mount;
 mod mountpoint;
 mod options;
 mod status;
+mod supervise;
 
 use std::process::ExitCode;
 

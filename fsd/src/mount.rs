@@ -25,7 +25,7 @@ const CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time to live of the session in which a missing prefix is made.
 const PREFIX_SESSION_TTL: Duration = Duration::from_secs(10);
 /// How long requests under way may take at the end, before the process ends without them.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+pub const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Runs `fsd mount`.
 pub fn run(args: &MountArgs, options: &MountOptions) -> anyhow::Result<ExitCode> {
@@ -36,7 +36,7 @@ pub fn run(args: &MountArgs, options: &MountOptions) -> anyhow::Result<ExitCode>
         // From here on a signal means: end in good order.
         let mut signals = Signals::listen()?;
         let prefix = parse_prefix(options.prefix.as_deref())?;
-        let source = if args.nodes == FROM_SETTINGS { settings.nodes.join(",") } else { args.nodes.clone() };
+        let source = source(args, &settings);
         let client = Client::new(settings)?;
         check_prefix(&client, &prefix, options.create_prefix).await?;
         let mount = start(Config { source, ..config(client, prefix, path.clone(), options) }).await?;
@@ -54,7 +54,13 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
 }
 
-fn settings(args: &MountArgs, options: &MountOptions) -> anyhow::Result<Settings> {
+/// What mountinfo shows as the source: the nodes as they were named.
+pub fn source(args: &MountArgs, settings: &Settings) -> String {
+    if args.nodes == FROM_SETTINGS { settings.nodes.join(",") } else { args.nodes.clone() }
+}
+
+/// Where the cluster is, and who we are.
+pub fn settings(args: &MountArgs, options: &MountOptions) -> anyhow::Result<Settings> {
     let overrides = SettingsOverrides {
         nodes: (args.nodes != FROM_SETTINGS).then(|| split_nodes(&args.nodes)),
         certs: options.certs.clone(),
@@ -92,7 +98,8 @@ pub fn check_host(options: &MountOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn is_root() -> bool {
+/// Whether this process may mount by itself.
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
@@ -196,6 +203,15 @@ pub struct Signals {
     hangup: Signal,
 }
 
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// To come to an end.
+    End,
+    /// To take up new certificates.
+    Reload,
+}
+
 impl Signals {
     /// Takes them from here on.
     pub fn listen() -> anyhow::Result<Signals> {
@@ -205,6 +221,15 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for the next.
+    pub async fn next(&mut self) -> Wanted {
+        tokio::select! {
+            _ = self.interrupt.recv() => Wanted::End,
+            _ = self.terminate.recv() => Wanted::End,
+            _ = self.hangup.recv() => Wanted::Reload,
+        }
     }
 }
 
@@ -217,17 +242,18 @@ pub async fn serve(mount: Mount, path: &Path, signals: &mut Signals) -> anyhow::
                 tracing::info!("{} was unmounted", path.display());
                 break;
             }
-            _ = signals.hangup.recv() => mount.reload_certificates(),
-            _ = signals.interrupt.recv() => { unmount(path).await?; break }
-            _ = signals.terminate.recv() => { unmount(path).await?; break }
+            wanted = signals.next() => match wanted {
+                Wanted::Reload => mount.reload_certificates(),
+                Wanted::End => { unmount(path).await?; break }
+            },
         }
     }
     mount.stop(DRAIN_TIME).await?;
     Ok(())
 }
 
-/// Takes the mount off at once; those who use it keep nothing but errors.
-async fn unmount(path: &Path) -> anyhow::Result<()> {
+/// Takes the mount off at once; those who use it keep nothing but errors. Answers whether somebody does.
+pub async fn unmount(path: &Path) -> anyhow::Result<bool> {
     let target = path.to_path_buf();
     // The unmount itself asks the daemon: it must not hold a thread that answers.
     let done = tokio::task::spawn_blocking(move || match mountpoint::detach(&target, false) {
@@ -245,5 +271,5 @@ async fn unmount(path: &Path) -> anyhow::Result<()> {
         Err(_) if !mountpoint::is_mounted(path) => {}
         Err(e) => return Err(e).with_context(|| format!("unmounting {}", path.display())),
     }
-    Ok(())
+    Ok(matches!(done, Ok(true)))
 }

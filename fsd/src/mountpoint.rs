@@ -155,6 +155,11 @@ pub fn is_mounted(path: &Path) -> bool {
     matches!(mount_at(path), Ok(Some(mount)) if mount.is_ours())
 }
 
+/// The quorumfs that is mounted on `path` (resolved already).
+pub fn find(path: &Path) -> Result<Option<MountLine>, MountPointError> {
+    Ok(mount_at(path)?.filter(MountLine::is_ours))
+}
+
 /// Unmounts `path`, as root by the system call and as anybody else by fusermount3.
 pub fn detach(path: &Path, lazy: bool) -> io::Result<()> {
     let mut flags = UnmountFlags::NOFOLLOW;
@@ -184,7 +189,7 @@ fn fusermount(path: &Path, lazy: bool) -> io::Result<()> {
 }
 
 /// The path without symlinks. The last component may be a dead mount, which nothing can resolve.
-fn resolve(path: &Path) -> Result<PathBuf, MountPointError> {
+pub fn resolve(path: &Path) -> Result<PathBuf, MountPointError> {
     let io_error = |what, source| MountPointError::Io { what, path: path.to_path_buf(), source };
     let absolute = std::path::absolute(path).map_err(|e| io_error("resolving", e))?;
     // A mount whose daemon is stopped would hold `canonicalize` for ever: the name is looked up first.
@@ -256,10 +261,14 @@ fn look(path: &Path) -> io::Result<std::fs::Metadata> {
 
 /// A line of mountinfo.
 #[derive(Debug, PartialEq, Eq)]
-struct MountLine {
+pub struct MountLine {
     point: PathBuf,
     kind: String,
     source: String,
+    /// Minor number of its device, by which the kernel knows the connection.
+    pub device: u32,
+    /// Who mounted it.
+    pub user: Option<u32>,
 }
 
 impl MountLine {
@@ -289,11 +298,14 @@ fn last_mount_at(mountinfo: &[u8], path: &Path) -> Option<MountLine> {
 /// Reads `36 35 98:0 /root /point rw,noatime master:1 - type source options`.
 fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|b| *b == b' ');
-    let point = PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.nth(4)?)));
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?.1.parse().ok()?;
+    let point = PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.nth(1)?)));
     let mut fields = fields.skip_while(|f| *f != b"-").skip(1);
     let kind = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = String::from_utf8_lossy(&unescape(fields.next()?)).into_owned();
-    Some(MountLine { point, kind, source })
+    let options = String::from_utf8_lossy(fields.next()?);
+    let user = options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok());
+    Some(MountLine { point, kind, source, device, user })
 }
 
 /// mountinfo writes blanks and backslashes as `\040`.

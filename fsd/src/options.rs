@@ -14,7 +14,7 @@ const TIMEOUT_RANGE: std::ops::RangeInclusive<Duration> =
 const KNOWN: &str = "certs=DIR, cert=DIR/NAME.crt, name=NAME, prefix=KEY, timeout=5s, uid=N, gid=N, umask=OCTAL, \
                      event=write|rename|swap, \
                      ro, rw, sync, async, allow_other, private, suid, nosuid, dev, nodev, exec, noexec, \
-                     create_prefix, log_file=FILE";
+                     create_prefix, supervise, log_file=FILE";
 
 /// Options of `mount(8)` and fstab that concern the caller, or that make no difference here: times of
 /// access are not kept, and what is not the kernel's business it never sees.
@@ -111,11 +111,35 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Make the prefix where it does not exist.
     pub create_prefix: bool,
+    /// Let a supervisor hold the mount, so that it outlives the process that serves it.
+    pub supervise: bool,
     /// Where a daemon writes its log.
     pub log_file: Option<PathBuf>,
 }
 
 impl MountOptions {
+    /// Those that say how things are shown and what is refused, as one list: what a worker is told besides where
+    /// the cluster is.
+    pub fn behaviour(&self) -> String {
+        let mut words = Vec::new();
+        for (name, value) in [("uid", self.uid), ("gid", self.gid)] {
+            words.extend(value.map(|value| format!("{name}={value}")));
+        }
+        words.extend(self.umask.map(|umask| format!("umask={umask:o}")));
+        words.extend(self.event.map(|style| format!("event={}", style.name())));
+        let flags = [
+            (self.read_only, "ro"),
+            (self.sync, "sync"),
+            (self.allow_other == Some(true), "allow_other"),
+            (self.allow_other == Some(false), "private"),
+            (self.suid, "suid"),
+            (self.dev, "dev"),
+            (self.noexec, "noexec"),
+        ];
+        words.extend(flags.iter().filter(|(set, _)| *set).map(|(_, word)| word.to_string()));
+        words.join(",")
+    }
+
     /// Reads lists such as `ro,prefix=/services`; later ones win.
     pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<MountOptions, OptionError> {
         MountOptions::parse_sloppily(lists, false).map(|(options, _)| options)
@@ -211,6 +235,7 @@ impl MountOptions {
             "exec" => self.noexec = false,
             "noexec" => self.noexec = true,
             "create_prefix" => self.create_prefix = true,
+            "supervise" => self.supervise = true,
             "remount" => return Err(OptionError::Remount),
             other => return Ok(ACCEPTED.contains(&other)),
         }
@@ -323,5 +348,15 @@ mod tests {
         }
         assert_eq!(parse_timeout("2m").unwrap(), Duration::from_secs(120));
         assert_eq!(parse_timeout("7").unwrap(), Duration::from_secs(7));
+    }
+
+    #[test]
+    fn a_worker_is_told_the_same() {
+        for list in
+            ["", "ro,uid=12,gid=34,umask=077,private", "sync,allow_other,suid,dev,noexec", "event=rename"]
+        {
+            let options = MountOptions::parse(&[list]).unwrap();
+            assert_eq!(MountOptions::parse(&[options.behaviour()]).unwrap(), options, "{list}");
+        }
     }
 }

@@ -2,14 +2,16 @@
 //! the kernel what others did.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
-use quorumfs_api::client::{Client, ClientError};
+use quorumfs_api::client::{Client, ClientError, Resume};
 use quorumfs_api::key::Key;
 use quorumfs_api::style::EventStyle;
 use tokio::sync::watch;
@@ -19,6 +21,8 @@ use crate::core::{Core, Invalidate, Rules};
 use crate::feed::{self, Progress};
 use crate::fs::Fs;
 use crate::fuse::Adapter;
+use crate::handover::device;
+use crate::handover::journal::Journal;
 use crate::kernel::NodeId;
 use crate::replay::player::{self, Complaint};
 use crate::report::{Mounted, unix_ms};
@@ -121,20 +125,45 @@ pub enum Error {
 }
 
 /// How long a mount waits for its first copy of the tree.
-const FIRST_COPY: Duration = Duration::from_secs(30);
+pub const FIRST_COPY: Duration = Duration::from_secs(30);
+/// How long a new worker waits for a node that has what the last one has shown.
+const CATCH_UP: Duration = Duration::from_secs(10);
 
 struct Kernel(Notifier);
 impl Invalidate for Kernel {
-    fn inode(&self, node: NodeId) {
+    fn inode(&self, node: NodeId) -> bool {
         // A negative offset means: attributes only. That waits for nothing in the kernel; the pages go
         // when the next reader sees other attributes.
         if let Err(error) = self.0.inval_inode(INodeNo(node), -1, 0) {
             tracing::trace!(%error, node, "the kernel was not told of a change");
         }
+        true
     }
 }
 
-/// A mount that is being served. Dropping it takes it off at once; [`Mount::stop`] does it in order.
+/// The same through the device itself, which says whether the kernel holds the inode.
+struct Device(OwnedFd);
+impl Invalidate for Device {
+    fn inode(&self, node: NodeId) -> bool {
+        device::forget_attributes(&self.0, node)
+    }
+}
+
+/// What a supervisor hands to a worker.
+#[derive(Debug)]
+pub struct Handover {
+    /// `/dev/fuse`, mounted.
+    pub device: OwnedFd,
+    /// Memory for the journal, or the journal of the last worker.
+    pub journal: OwnedFd,
+    /// Counts the workers of the mount, from 0.
+    pub generation: u32,
+    /// The supervisor's process, for the report.
+    pub supervisor: Option<u32>,
+}
+
+/// A mount that is being served. Dropping it takes it off at once, if it was mounted here; [`Mount::stop`]
+/// does it in order.
 pub struct Mount {
     core: Arc<Core>,
     store: Arc<ClusterStore>,
@@ -143,17 +172,28 @@ pub struct Mount {
     device: Option<u32>,
     feed: tokio::task::JoinHandle<()>,
     unmounter: Option<SessionUnmounter>,
+    /// A supervisor has mounted it: it goes on without this process.
+    supervised: bool,
+    resends: bool,
     replayer: Option<JoinHandle<()>>,
     ended: watch::Receiver<Option<Result<(), String>>>,
 }
 
-impl Mount {
-    /// Takes a copy of the tree and mounts it. When this returns, the mount is usable.
+/// All that a mount needs but the kernel: the mirror holds the tree, and follows it.
+pub struct Prepared {
+    config: Config,
+    core: Arc<Core>,
+    store: Arc<ClusterStore>,
+    feed: AbortOnDrop,
+}
+
+impl Prepared {
+    /// Takes a copy of the tree, for at most that time if there is a limit.
     ///
     /// # Errors
-    /// When the cluster refuses us or gives no copy, or the kernel refuses the mount.
-    pub async fn start(config: Config) -> Result<Mount, Error> {
-        let store = ClusterStore::start(config.client.clone(), config.write_timeout);
+    /// When the cluster refuses us or gives no copy.
+    pub async fn new(config: Config, limit: Option<Duration>) -> Result<Prepared, Error> {
+        let store = ClusterStore::new(config.client.clone());
         let rules = Rules {
             read_only: config.read_only,
             sync: config.sync,
@@ -167,22 +207,122 @@ impl Mount {
             tokio::spawn(feed::run(core.clone(), config.client.clone(), config.prefix.clone(), progress));
         let feed = AbortOnDrop(Some(feed));
         tokio::spawn(core.clone().follow_sessions());
-        wait_for_copy(&mut copied).await?;
+        wait_for_copy(&mut copied, limit).await?;
         // The node that sent the copy may be behind: one that has just started reads its log first.
         if core.barrier().await.is_err() {
             tracing::warn!("no quorum answers: what is mounted is what one node has, and may be behind");
         }
+        Ok(Prepared { config, core, store, feed })
+    }
 
-        let options = mount_options(&config);
-        let adapter = Adapter::new(Fs::new(core.clone()), tokio::runtime::Handle::current());
-        let path = config.mountpoint.clone();
+    /// Mounts it. When this returns, the mount is usable.
+    ///
+    /// # Errors
+    /// When the kernel refuses the mount.
+    pub async fn mount(self) -> Result<Mount, Error> {
+        self.store.open_session(self.config.write_timeout);
+        let options = mount_options(&self.config);
+        let adapter = self.adapter();
+        let path = self.config.mountpoint.clone();
         // The handshake with the kernel blocks.
         let mounted = tokio::task::spawn_blocking(move || Session::new(adapter, &path, &options));
         let mounted = mounted.await.map_err(|error| Error::Broken(error.to_string()))?;
-        let path = config.mountpoint;
-        let mut session = mounted.map_err(|source| Error::Mount { path: path.clone(), source })?;
-        core.connect(Box::new(Kernel(session.notifier())));
+        let path = self.config.mountpoint.clone();
+        let mut session = mounted.map_err(|source| Error::Mount { path, source })?;
+        self.core.connect(Box::new(Kernel(session.notifier())));
         let unmounter = session.unmount_callable();
+        self.run(session, Some(unmounter), false).await
+    }
+
+    /// Serves what a supervisor has mounted just now. When this returns, the mount is usable.
+    ///
+    /// # Errors
+    /// When the connection to the kernel cannot be opened.
+    pub async fn serve(self, handover: Handover) -> Result<Mount, Error> {
+        let what = "taking over a mount that was made just now";
+        let journal = Journal::begin(handover.journal).map_err(|source| Error::Io { what, source })?;
+        let notify = handover.device.try_clone().map_err(|source| Error::Io { what, source })?;
+        self.note_in(journal, handover.generation);
+        self.core.set_supervisor(handover.supervisor);
+        self.core.set_invalidate(Box::new(Device(notify)));
+        self.core.begin_notes();
+        self.store.open_session(self.config.write_timeout);
+        let (adapter, options) = (self.adapter(), shared_options(&self.config));
+        let (resends, device) = (adapter.resends(), handover.device);
+        let open =
+            tokio::task::spawn_blocking(move || Session::from_fd(adapter, device, options.acl, options));
+        let session = open.await.map_err(|error| Error::Broken(error.to_string()))?;
+        let session = session.map_err(|source| Error::Io { what, source })?;
+        let mut mount = self.run(session, None, true).await?;
+        mount.resends = resends.load(Ordering::Acquire);
+        Ok(mount)
+    }
+
+    /// Takes the place of a worker that is gone: the kernel goes on as if nothing had been.
+    ///
+    /// # Errors
+    /// When the notes of the last worker, or the connection, cannot be taken up.
+    pub async fn resume(self, handover: Handover) -> Result<Mount, Error> {
+        let what = "taking over from the last worker";
+        let failed = |source| Error::Io { what, source };
+        let Handover { device, journal, generation, supervisor } = handover;
+        self.core.set_supervisor(supervisor);
+        let notify = device.try_clone().map_err(failed)?;
+        let (journal, image) = Journal::resume(journal).map_err(failed)?;
+        // What was seen once is not taken back.
+        let deadline = Instant::now() + CATCH_UP;
+        if *self.core.shown.borrow() < image.shown && self.core.wait_for(image.shown, deadline).await.is_err()
+        {
+            tracing::warn!(
+                "the nodes that answer are behind what was shown here before: older values come back"
+            );
+        }
+        self.note_in(journal, generation);
+        match image.session {
+            Some(id) => {
+                let open = image.sent.iter().filter(|sent| sent.outcome.is_none());
+                let open = open.map(|sent| sent.number).collect();
+                let core = self.core.clone();
+                self.store.resume_session(Resume { id, next: image.next.max(1) }, open, move |outcomes| {
+                    core.settle_calls(outcomes);
+                });
+            }
+            None => self.store.open_session(self.config.write_timeout),
+        }
+        let (adapter, options, core) = (self.adapter(), shared_options(&self.config), self.core.clone());
+        let open = tokio::task::spawn_blocking(move || {
+            let session = device::resume(adapter, device, options)?;
+            core.inherit(image, |node| device::forget_attributes(&notify, node));
+            core.set_invalidate(Box::new(Device(notify.try_clone()?)));
+            device::resend(&notify)?;
+            Ok(session)
+        });
+        let session = open.await.map_err(|error| Error::Broken(error.to_string()))?;
+        let session = session.map_err(failed)?;
+        let mut mount = self.run(session, None, true).await?;
+        mount.resends = true;
+        Ok(mount)
+    }
+
+    fn adapter(&self) -> Adapter {
+        Adapter::new(Fs::new(self.core.clone()), tokio::runtime::Handle::current())
+    }
+
+    fn note_in(&self, journal: Journal, generation: u32) {
+        let journal = Arc::new(journal);
+        self.core.set_journal(journal.clone());
+        self.store.set_journal(journal);
+        let mut state = self.core.state.lock();
+        state.handles.set_generation(generation);
+        state.kernel.set_generation(generation);
+    }
+
+    async fn run(
+        self,
+        session: Session<Adapter>,
+        unmounter: Option<SessionUnmounter>,
+        supervised: bool,
+    ) -> Result<Mount, Error> {
         let (end, ended) = watch::channel(None);
         std::thread::Builder::new()
             .name("fuse".to_string())
@@ -191,13 +331,16 @@ impl Mount {
                 end.send_replace(Some(result));
             })
             .map_err(|source| Error::Io { what: "starting the thread for FUSE", source })?;
+        let path = self.config.mountpoint;
         let mut mount = Mount {
-            core,
-            store,
+            core: self.core,
+            store: self.store,
             device: None,
             path: path.clone(),
-            feed: feed.keep(),
-            unmounter: Some(unmounter),
+            feed: self.feed.keep(),
+            unmounter,
+            supervised,
+            resends: false,
             replayer: None,
             ended,
         };
@@ -205,6 +348,21 @@ impl Mount {
         mount.device = device_of(path).await;
         mount.replayer = Some(mount.start_replayer()?);
         Ok(mount)
+    }
+}
+
+impl Mount {
+    /// Takes a copy of the tree and mounts it. When this returns, the mount is usable.
+    ///
+    /// # Errors
+    /// When the cluster refuses us or gives no copy, or the kernel refuses the mount.
+    pub async fn start(config: Config) -> Result<Mount, Error> {
+        Prepared::new(config, Some(FIRST_COPY)).await?.mount().await
+    }
+
+    /// Whether the kernel can be made to ask again what a worker that is gone did not answer.
+    pub fn resends(&self) -> bool {
+        self.resends
     }
 
     fn start_replayer(&self) -> Result<JoinHandle<()>, Error> {
@@ -297,7 +455,7 @@ impl Drop for Mount {
         if !self.has_ended() {
             unmount(self.unmounter.take(), &self.path);
             // With files still open it lives on, detached; nobody would answer them.
-            if !self.has_ended() {
+            if !self.supervised && !self.has_ended() {
                 self.abort();
             }
         }
@@ -322,19 +480,27 @@ fn unmount(unmounter: Option<SessionUnmounter>, path: &Path) {
     }
 }
 
-async fn wait_for_copy(progress: &mut watch::Receiver<Progress>) -> Result<(), Error> {
+async fn wait_for_copy(
+    progress: &mut watch::Receiver<Progress>,
+    limit: Option<Duration>,
+) -> Result<(), Error> {
     let over = |progress: &Progress| matches!(progress, Progress::Ready | Progress::Failed(_));
-    let waited = tokio::time::timeout(FIRST_COPY, async { progress.wait_for(over).await.map(drop) }).await;
-    if let Ok(Err(_)) = waited {
+    let copied = async { progress.wait_for(over).await.map(drop) };
+    let waited = match limit {
+        Some(limit) => tokio::time::timeout(limit, copied).await.unwrap_or(Ok(())),
+        None => copied.await,
+    };
+    if waited.is_err() {
         return Err(Error::Broken("the mirror's task is gone".to_string()));
     }
     let state = progress.borrow().clone();
     match state {
         Progress::Ready => Ok(()),
         Progress::Failed(error) => Err(error.into()),
-        Progress::Hindered(reason) => Err(Error::NoCopy { waited: FIRST_COPY, reason }),
+        Progress::Hindered(reason) => Err(Error::NoCopy { waited: limit.unwrap_or_default(), reason }),
         Progress::Waiting => {
-            Err(Error::NoCopy { waited: FIRST_COPY, reason: "no node sent one".to_string() })
+            let reason = "no node sent one".to_string();
+            Err(Error::NoCopy { waited: limit.unwrap_or_default(), reason })
         }
     }
 }
@@ -396,6 +562,14 @@ fn source(config: &Config) -> String {
         return config.source.clone();
     }
     config.source.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+/// The same for a connection that goes on without us: a clone of the device takes the requests that were
+/// read through it along when it is closed.
+fn shared_options(config: &Config) -> fuser::Config {
+    let mut options = mount_options(config);
+    options.clone_fd = false;
+    options
 }
 
 /// A task that ends with whoever started it, unless it is kept.

@@ -1,17 +1,23 @@
 //! What the file system needs of the cluster, behind a trait: the client in a mount, a state machine
 //! in memory in tests.
 
-use std::sync::{Arc, Weak};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use quorumfs_api::client::{Client, ClientError, Session};
-use quorumfs_api::command::{Command, HeldLock};
+use quorumfs_api::client::{Client, ClientError, Resume, Session};
+use quorumfs_api::command::{Command, HeldLock, RequestId};
 use quorumfs_api::outcome::Outcome;
 use quorumfs_api::record::{Ino, LeaseId, Revision};
 use quorumfs_api::wire::Status;
 use tokio::sync::watch;
+
+use crate::handover::call;
+use crate::handover::journal::Journal;
+use crate::handover::note::{self, Note};
 
 /// The cluster as the file system sees it. All calls end by their time-out.
 pub trait Store: Send + Sync + 'static {
@@ -42,6 +48,8 @@ pub trait Store: Send + Sync + 'static {
 
 /// How long the store keeps our locks after it last heard of us.
 const SESSION_TTL: Duration = Duration::from_secs(20);
+/// How long the leader is given to say what came of one request.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between attempts to open the first session.
 const SESSION_RETRY: Duration = Duration::from_millis(300);
 
@@ -51,19 +59,77 @@ pub struct ClusterStore {
     client: Client,
     session: watch::Sender<Option<Arc<Session>>>,
     current: watch::Sender<Option<LeaseId>>,
+    /// What an earlier worker had under way in the session is settled: nothing of it comes in between.
+    settled: watch::Sender<bool>,
     contact: Mutex<Option<Instant>>,
+    journal: OnceLock<Arc<Journal>>,
+    /// The session of which the journal knows.
+    noted: Mutex<Option<LeaseId>>,
 }
 
 impl ClusterStore {
-    /// Begins; the session comes as soon as there is a leader.
-    pub fn start(client: Client, timeout: Duration) -> Arc<ClusterStore> {
-        let store = Arc::new(ClusterStore {
+    /// Without a session: nothing can be written.
+    pub fn new(client: Client) -> Arc<ClusterStore> {
+        Arc::new(ClusterStore {
             client,
             session: watch::Sender::new(None),
             current: watch::Sender::new(None),
+            settled: watch::Sender::new(true),
             contact: Mutex::new(None),
+            journal: OnceLock::new(),
+            noted: Mutex::new(None),
+        })
+    }
+
+    /// From here on requests are noted for a next worker.
+    pub fn set_journal(&self, journal: Arc<Journal>) {
+        let _ = self.journal.set(journal);
+    }
+
+    /// Goes on with the session of an earlier worker. First it is made sure of the requests with these
+    /// numbers, which it had no answer to; `settled` hears what came of them.
+    pub fn resume_session(
+        self: &Arc<Self>,
+        resume: Resume,
+        open: Vec<u64>,
+        settled: impl FnOnce(HashMap<u64, Option<Outcome>>) + Send + 'static,
+    ) {
+        *self.noted.lock() = Some(resume.id);
+        let session = Arc::new(self.client.resume_session(resume, SESSION_TTL));
+        self.session.send_replace(Some(session.clone()));
+        self.current.send_replace(Some(resume.id));
+        self.settled.send_replace(open.is_empty());
+        let weak = Arc::downgrade(self);
+        tokio::spawn(follow(weak.clone(), session.changes()));
+        tokio::spawn(async move {
+            let mut outcomes = HashMap::new();
+            for number in open {
+                let outcome = loop {
+                    match session.settle(number, SETTLE_TIMEOUT).await {
+                        Ok(outcome) => break outcome,
+                        Err(ClientError::SessionLost { .. } | ClientError::NoLease(_)) => {
+                            tracing::warn!("the session ended while no worker ran: its locks are gone");
+                            break None;
+                        }
+                        Err(error) => tracing::debug!(%error, number, "a request cannot be settled yet"),
+                    }
+                    if weak.strong_count() == 0 {
+                        return;
+                    }
+                    tokio::time::sleep(SESSION_RETRY).await;
+                };
+                outcomes.insert(number, outcome);
+            }
+            settled(outcomes);
+            if let Some(store) = weak.upgrade() {
+                store.settled.send_replace(true);
+            }
         });
-        let weak = Arc::downgrade(&store);
+    }
+
+    /// Opens a session as soon as there is a leader.
+    pub fn open_session(self: &Arc<Self>, timeout: Duration) {
+        let weak = Arc::downgrade(self);
         tokio::spawn(async move {
             let mut told = false;
             loop {
@@ -86,7 +152,6 @@ impl ClusterStore {
                 tokio::time::sleep(SESSION_RETRY).await;
             }
         });
-        store
     }
 
     /// The client behind it.
@@ -94,7 +159,13 @@ impl ClusterStore {
         &self.client
     }
 
-    async fn open_session(&self, timeout: Duration) -> Result<Arc<Session>, ClientError> {
+    async fn wait_for_session(&self, timeout: Duration) -> Result<Arc<Session>, ClientError> {
+        let mut settled = self.settled.subscribe();
+        let wait = settled.wait_for(|settled| *settled);
+        if tokio::time::timeout(timeout, wait).await.is_err() {
+            let tried = "settling what the last worker had under way".to_string();
+            return Err(ClientError::NoLeader { waited: timeout, tried });
+        }
         let mut session = self.session.subscribe();
         let open = tokio::time::timeout(timeout, session.wait_for(Option::is_some)).await;
         match open {
@@ -112,6 +183,18 @@ impl ClusterStore {
         {
             tracing::debug!(%error, "the session ends by itself");
         }
+    }
+
+    /// Notes a request before it is sent.
+    fn note_sent(&self, request: RequestId, command: u8) {
+        let Some(journal) = self.journal.get() else { return };
+        let unique = call::current();
+        let mut noted = self.noted.lock();
+        let session = (*noted != Some(request.session)).then_some(Note::Session(request.session));
+        *noted = Some(request.session);
+        let sent = Note::Sent { number: request.number, unique, command };
+        journal.add(session.iter().chain([&sent]));
+        call::noted();
     }
 
     fn heard<T>(&self, result: Result<T, ClientError>) -> Result<T, ClientError> {
@@ -144,12 +227,18 @@ impl Store for ClusterStore {
     ) -> BoxFuture<'_, Result<Outcome, ClientError>> {
         Box::pin(async move {
             let begun = Instant::now();
-            let session = self.open_session(timeout).await?;
+            let session = self.wait_for_session(timeout).await?;
+            let (tag, number) = (note::tag(&command), AtomicU64::new(0));
+            let noting = |request: RequestId| {
+                self.note_sent(request, tag);
+                number.store(request.number, Ordering::Relaxed);
+            };
             let left = timeout.saturating_sub(begun.elapsed());
-            self.heard(match only {
-                Some(id) => session.write_in(id, command, left).await,
-                None => session.write(command, left).await,
-            })
+            let result = session.write_noting(only, command, left, noting).await;
+            if let (Ok(outcome), Some(journal)) = (&result, self.journal.get()) {
+                journal.add([&Note::Answered(number.into_inner(), outcome.clone())]);
+            }
+            self.heard(result)
         })
     }
     fn sessions(&self) -> watch::Receiver<Option<LeaseId>> {

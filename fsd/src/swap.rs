@@ -16,6 +16,7 @@ use bytes::Bytes;
 use quorumfs_api::key::Name;
 use quorumfs_api::record::{Ino, Kind, Record};
 use quorumfs_api::style::EventStyle;
+use serde::{Deserialize, Serialize};
 
 use crate::core::State;
 use crate::kernel::NodeId;
@@ -25,7 +26,7 @@ use crate::mirror::At;
 pub const DATA: &str = "..data";
 
 /// A made-up link of a directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Made {
     /// `..data`.
     Data,
@@ -56,7 +57,7 @@ pub fn lookup(state: &mut State, at: &At) -> Option<NodeId> {
         return Some(node);
     }
     let record = record(state, at.0, made)?;
-    Some(state.kernel.make_link(at.0, made, record))
+    Some(state.make_link(at.0, made, record))
 }
 
 /// Whether the replayer has a link to replace there.

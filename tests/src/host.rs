@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::binaries::binary;
 use crate::cleanup::{self, Registered, Scratch};
 use crate::cluster::Cluster;
-use crate::deadline::eventually;
+use crate::deadline::{eventually, until};
 use crate::network::NetHost;
 use crate::process::{self, Process, SIGTERM};
 
@@ -26,6 +26,15 @@ pub struct MountConfig {
     pub options: Vec<String>,
     /// The network namespace it lives in, if not this one.
     pub network: Option<NetHost>,
+    /// Another fsd than the one that was built.
+    pub program: Option<PathBuf>,
+}
+
+impl MountConfig {
+    /// One that outlives the process that serves it.
+    pub fn supervised() -> MountConfig {
+        MountConfig { options: vec!["supervise".to_string()], ..MountConfig::default() }
+    }
 }
 
 /// An fsd process with its mount. Unmounted when dropped, whatever state it is in.
@@ -58,7 +67,10 @@ impl Host {
         let (nodes, certs, client) = (cluster.addresses(), cluster.certs().to_path_buf(), name.to_string());
         let place = mountpoint.clone();
         let command = move || {
-            let mut command = Command::new(binary("fsd"));
+            let mut command = match &config.program {
+                Some(program) => Command::new(program),
+                None => Command::new(binary("fsd")),
+            };
             command.arg("mount").arg(&nodes).arg(&place).arg("--certs").arg(&certs).args(["--name", &client]);
             if let Some(prefix) = &config.prefix {
                 command.args(["--prefix", prefix]);
@@ -120,7 +132,25 @@ impl Host {
         self.mountpoint.join(key.as_ref().trim_start_matches('/'))
     }
 
-    /// Process id of fsd.
+    /// Process ids of the workers of a supervised mount: usually one, two while one takes the place of another.
+    pub fn workers(&self) -> Vec<u32> {
+        self.process.as_ref().map(|process| process::children(process.pid())).unwrap_or_default()
+    }
+
+    /// `kill -9` of the worker; another one will take its place. Answers whether one was there.
+    pub fn kill_worker(&self) -> bool {
+        let workers = self.workers();
+        workers.iter().for_each(|worker| process::signal(*worker, process::SIGKILL));
+        !workers.is_empty()
+    }
+
+    /// Waits for the end of fsd.
+    #[track_caller]
+    pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
+        self.process.as_mut().expect("fsd runs").wait(timeout)
+    }
+
+    /// Process id of fsd; of its supervisor, if it has one.
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("fsd runs").pid()
     }
@@ -130,10 +160,17 @@ impl Host {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// `kill -9` of fsd; what it leaves stays mounted.
+    /// `kill -9` of fsd, with its worker if it has one; what they leave stays mounted.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
+            // Stopped, it starts no other worker while they are being killed.
+            process.signal(process::SIGSTOP);
+            let workers = process::children(process.pid());
             process.kill();
+            for worker in &workers {
+                process::signal(*worker, process::SIGKILL);
+            }
+            until("the workers are gone", UNMOUNT_TIMEOUT, || !workers.iter().any(|pid| process::runs(*pid)));
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::cluster::Cluster;
 use crate::deadline::until;
-use crate::host::Host;
+use crate::host::{Host, MountConfig};
 use crate::kv::Kv;
 
 /// How long a change may take from one mount to the other on a busy machine.
@@ -47,6 +47,15 @@ impl Pair {
     #[track_caller]
     pub fn start() -> Pair {
         Pair::on(Cluster::start(3))
+    }
+
+    /// The same with mounts that outlive the process that serves them.
+    #[track_caller]
+    pub fn supervised() -> Pair {
+        let cluster = Cluster::start(3);
+        let [a, b] =
+            ["host-a", "host-b"].map(|name| Host::mount_with(&cluster, name, MountConfig::supervised()));
+        Pair { a, b, kv: cluster.kv(), cluster: Mutex::new(cluster) }
     }
 
     /// Mounts two hosts on a cluster.

@@ -134,6 +134,26 @@ pub fn signal(pid: u32, number: i32) {
     unsafe { libc::kill(pid as i32, number) };
 }
 
+/// Processes that `parent` started and that run.
+pub fn children(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| state(*pid).is_some_and(|(state, ppid)| ppid == parent && state != 'Z')).collect()
+}
+
+/// Whether a process runs: one that has ended and was not waited for does not.
+pub fn runs(pid: u32) -> bool {
+    state(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+/// State and parent of a process.
+fn state(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
 /// A daemon, with its output in a log file. Killed when dropped.
 pub struct Process {
     name: String,

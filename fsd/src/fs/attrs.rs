@@ -10,6 +10,7 @@ use crate::attr::{Attr, stamp};
 use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::handle::Fh;
+use crate::handover::note::Note;
 use crate::kernel::{NodeId, Object};
 use crate::replay::expect;
 use crate::report;
@@ -134,16 +135,23 @@ impl Fs {
                 state.locked.fence(fh)?;
             }
             let base = state.published(node).unwrap_or_default();
-            match fh.and_then(|fh| state.handles.writer(fh)) {
+            if let Some(fh) = fh {
+                state.revive(node, fh, 0);
+            }
+            let resized = match fh.and_then(|fh| state.handles.writer(fh)) {
                 Some(writer) => {
                     // The length that it has changes nothing, so there is nothing to publish.
                     if writer.len(base.len()) as u64 != size || writer.is_pending() {
                         writer.resize(size as usize, &base);
                     }
-                    Some(writer.sync)
+                    Some((writer.sync, writer.edits))
                 }
                 None => None,
+            };
+            if let (Some((_, edits)), Some(fh)) = (resized, fh) {
+                state.note(|| Note::Resized { fh, node, edits, size });
             }
+            resized.map(|(sync, _)| sync)
         };
         match (handled, fh) {
             (Some(true), Some(fh)) => self.publish(fh).await,

@@ -12,6 +12,8 @@ use super::{Caller, Entry, Fs, name};
 use crate::core::{State, Touch};
 use crate::errno::{Errno, Result};
 use crate::handle::{Buffer, Fh, Handle, REPLAY_FH, Reader, Writer};
+use crate::handover::call::RESENT;
+use crate::handover::note::{Note, PUT};
 use crate::kernel::{NodeId, Object};
 use crate::replay::expect;
 use crate::report;
@@ -99,7 +101,10 @@ impl Fs {
         let direct =
             private || busy || value.len() > CACHED_MAX || state.handles.writers(node).next().is_some();
         let keep_cache = !direct && state.kernel.keep_cache(node, version);
-        let fh = state.handles.add(Handle::Reader(Reader::new(node, value, times, direct)));
+        if let Object::Real(ino) = state.kernel.resolve(node, &state.mirror) {
+            state.keep(ino, version, &value);
+        }
+        let fh = state.handles.add(Handle::Reader(Reader::new(node, value, version, times, direct)));
         Ok(Opened { fh, direct, keep_cache, no_flush: true })
     }
 
@@ -134,6 +139,7 @@ impl Fs {
             strips: false,
             edits: 0,
             edited: SystemTime::now(),
+            last: 0,
             gate: Arc::default(),
         };
         Ok(Opened::writer(state.handles.add(Handle::Writer(writer))))
@@ -160,6 +166,7 @@ impl Fs {
         self.check_name(parent, bytes).await?;
         self.require_leader().await?;
         let exclusive = flags & libc::O_EXCL != 0;
+        let was_done = exclusive && self.core.was_done(PUT).await;
         let (command, at) = {
             let mut state = self.core.state.lock();
             let state = &mut *state;
@@ -169,7 +176,9 @@ impl Fs {
                 Some(ino) => Some(state.kernel.node(ino)),
                 None => state.kernel.private_at(&at),
             };
-            if let Some(node) = known {
+            // What an earlier worker made for this very call is new for the caller.
+            let was_done = was_done && state.mirror.child(dir, &at.1).is_some();
+            if let Some(node) = known.filter(|_| !was_done) {
                 // The kernel did not know of it yet.
                 if exclusive {
                     return Err(Errno::EEXIST);
@@ -204,6 +213,9 @@ impl Fs {
                     xattrs: Vec::new(),
                     value: Bytes::new(),
                 });
+                if let Some(private) = state.kernel.private(node) {
+                    state.note(|| Note::Private(node, private.at.clone(), private.record.clone()));
+                }
                 let opened = self.open_writer(state, caller, node, flags)?;
                 return Ok((self.give_private(state, node)?, opened));
             }
@@ -230,14 +242,17 @@ impl Fs {
     }
 
     /// Reads.
-    pub fn read(&self, fh: Fh, offset: u64, size: u32) -> Result<Bytes> {
+    pub fn read(&self, node: NodeId, fh: Fh, offset: u64, size: u32) -> Result<Bytes> {
         if fh == REPLAY_FH {
             return Ok(Bytes::new());
         }
         let mut state = self.core.state.lock();
-        let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
+        let node = state.handle_of(node, fh)?.node();
         let published = state.published(node);
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        if state.is_torn(fh, offset) {
+            return Err(Errno::ESTALE);
+        }
         let content = match state.handles.get_mut(fh) {
             Some(Handle::Reader(reader)) => reader.at(offset, published).clone(),
             Some(Handle::Writer(writer)) if writer.readable => writer.content(&published.unwrap_or_default()),
@@ -250,16 +265,31 @@ impl Fs {
 
     /// Writes into the handle. With `strips`, the file loses what lets it run as its owner. Answers whether it has
     /// to be committed before the caller is told.
-    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], strips: bool) -> Result<bool> {
+    ///
+    /// `unique` is the number of the kernel's request: one that a new worker is asked again is not done twice.
+    pub fn write(
+        &self,
+        node: NodeId,
+        fh: Fh,
+        unique: u64,
+        offset: u64,
+        data: &[u8],
+        strips: bool,
+    ) -> Result<bool> {
         if fh == REPLAY_FH {
             return Ok(false);
         }
         let mut state = self.core.state.lock();
+        let state = &mut *state;
         state.locked.fence(fh)?;
         let limit = state.value_limit();
-        let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
+        let node = state.handle_of(node, fh)?.node();
         let base = state.published(node).unwrap_or_default();
         let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
+        let unique = unique & !RESENT;
+        if unique != 0 && unique == writer.last {
+            return Ok(writer.sync);
+        }
         let from = if writer.at_end { writer.len(base.len()) as u64 } else { offset };
         if writer.refused || from.saturating_add(data.len() as u64) > limit {
             writer.refuse();
@@ -267,7 +297,13 @@ impl Fs {
         }
         writer.write(offset, data, &base);
         writer.strips |= strips;
-        Ok(writer.sync)
+        writer.last = unique;
+        let (edits, sync) = (writer.edits, writer.sync);
+        state.note(|| {
+            let data = Bytes::copy_from_slice(data);
+            Note::Wrote { fh, node, unique, edits, offset, data, strips }
+        });
+        Ok(sync)
     }
 
     /// Commits what was written so far.
@@ -276,7 +312,7 @@ impl Fs {
     }
 
     /// Makes room: the file gets at least so long. A hole is a range of NULs, as a value has no other.
-    pub fn allocate(&self, fh: Fh, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub fn allocate(&self, node: NodeId, fh: Fh, offset: u64, length: u64, mode: i32) -> Result<()> {
         let keeps_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let clears = match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => false,
@@ -286,19 +322,27 @@ impl Fs {
             _ => return Err(Errno::EOPNOTSUPP),
         };
         let mut state = self.core.state.lock();
+        let state = &mut *state;
         state.locked.fence(fh)?;
         let limit = state.value_limit();
-        let node = state.handles.get(fh).ok_or(Errno::EBADF)?.node();
+        let node = state.handle_of(node, fh)?.node();
         let base = state.published(node).unwrap_or_default();
         let writer = state.handles.writer(fh).ok_or(Errno::EBADF)?;
         let wanted = offset.checked_add(length).filter(|end| *end <= limit).ok_or(Errno::EFBIG)?;
         let size = writer.len(base.len());
+        let mut notes = Vec::new();
         if clears && (offset as usize) < size {
-            writer.clear(offset as usize..size.min(wanted as usize), &base);
+            let end = size.min(wanted as usize);
+            writer.clear(offset as usize..end, &base);
+            let edits = writer.edits;
+            notes.push(Note::Cleared { fh, node, edits, from: offset, to: end as u64 });
         }
         if !keeps_size && wanted as usize > size {
             writer.resize(wanted as usize, &base);
+            let edits = writer.edits;
+            notes.push(Note::Resized { fh, node, edits, size: wanted });
         }
+        state.note_all(&notes);
         Ok(())
     }
 
@@ -310,6 +354,7 @@ impl Fs {
         self.unlock_owner(node, owner).await;
         let dirty = {
             let mut state = self.core.state.lock();
+            state.revive(node, fh, 0);
             match state.handles.writer(fh) {
                 Some(writer) if writer.refused => return Err(Errno::EFBIG),
                 Some(writer) if writer.dirty => true,
@@ -324,9 +369,10 @@ impl Fs {
     }
 
     /// Publishes what was written, and waits for all that others have done.
-    pub async fn fsync(&self, fh: Fh) -> Result<()> {
+    pub async fn fsync(&self, node: NodeId, fh: Fh) -> Result<()> {
         let writes = {
             let mut state = self.core.state.lock();
+            state.revive(node, fh, 0);
             state.handles.writer(fh).is_some()
         };
         if writes {
@@ -336,7 +382,7 @@ impl Fs {
     }
 
     /// A file is closed for good.
-    pub async fn release(&self, fh: Fh) {
+    pub async fn release(&self, node: NodeId, fh: Fh) {
         if fh == REPLAY_FH {
             return;
         }
@@ -344,6 +390,7 @@ impl Fs {
         let pending = {
             let mut state = self.core.state.lock();
             let state = &mut *state;
+            state.revive(node, fh, 0);
             let Some(handle) = state.handles.get(fh) else { return };
             let node = handle.node();
             let last_private =
@@ -355,9 +402,9 @@ impl Fs {
             if pending {
                 *state.settling.entry(node).or_default() += 1;
             } else {
-                state.handles.remove(fh);
+                state.close(fh);
                 if last_private && matches!(state.handles.writers(node).count(), 0) {
-                    state.kernel.abandon(node);
+                    state.abandon(node);
                 }
             }
             pending.then_some(node)
@@ -366,11 +413,11 @@ impl Fs {
         let published = self.publish(fh).await;
         let mut state = self.core.state.lock();
         let state = &mut *state;
-        state.handles.remove(fh);
+        state.close(fh);
         if let Err(error) = published {
             tracing::warn!(%error, node, "what was written to a file and then closed could not be published");
             if state.handles.writers(node).count() == 0 {
-                state.kernel.abandon(node);
+                state.abandon(node);
             }
         }
         if let Some(count) = state.settling.get_mut(&node) {

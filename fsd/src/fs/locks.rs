@@ -11,6 +11,7 @@ use super::{Caller, Fs};
 use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::handle::Fh;
+use crate::handover::note::Note;
 use crate::kernel::{NodeId, Object};
 use crate::locked::LockId;
 use crate::report;
@@ -27,7 +28,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(2);
 const SESSION_PAUSE: Duration = Duration::from_millis(50);
 /// How long a waiter that gives up waits for the store to know of it.
 const CANCEL_TIME: Duration = Duration::from_millis(100);
-
+/// How often it is looked whether a lock of the same owner has been given up.
+const LEAVING_CHECK: Duration = Duration::from_millis(2);
 /// How often a lock that is given up is tried to be taken off the store.
 const UNLOCK_ATTEMPTS: usize = 20;
 
@@ -118,6 +120,7 @@ impl Fs {
         }
         let kind = lock_kind(request.kind)?;
         let ino = self.locked_file(node).await?;
+        self.wait_until_left((ino, request.owner)).await?;
         let mut wanted = Wanted { ino, kind, fh, request, waits: false };
         let taken = self.take(caller, &mut wanted).await;
         if taken.is_err() && wanted.waits {
@@ -136,7 +139,12 @@ impl Fs {
             let owner = self.lock_owner(request.owner)?;
             // A lock that is lost is no ground to build another on.
             self.core.enter_session(owner.session);
-            self.core.state.lock().locked.fence(wanted.fh)?;
+            {
+                let state = self.core.state.lock();
+                state.locked.fence(wanted.fh)?;
+                // Noted before it can be held: giving up one that is not does no harm.
+                state.note(|| Note::Locked(ino, request.owner, wanted.fh));
+            }
             let lock = Command::Lock {
                 ino,
                 owner,
@@ -207,6 +215,7 @@ impl Fs {
         let held = self.core.state.lock().locked.session((ino, owner));
         if let (None, Some(session)) = (held, self.core.store.session()) {
             let fs = self.clone();
+            self.core.state.lock().locked.leave_unknown((ino, owner));
             tokio::spawn(async move { fs.give_up((ino, owner), session).await });
         }
     }
@@ -225,7 +234,9 @@ impl Fs {
         let owner = LockOwner { session, owner: request.owner };
         self.core.commit(Vec::new(), Command::Unlock { ino, owner, range: request.range }).await?;
         if request.range == Range::WHOLE {
-            self.core.state.lock().locked.give_up((ino, request.owner));
+            let mut state = self.core.state.lock();
+            state.locked.give_up((ino, request.owner));
+            state.note(|| Note::Unlocked(ino, request.owner));
         }
         Ok(())
     }
@@ -243,7 +254,7 @@ impl Fs {
                 _ => state.kernel.ino(node),
             };
             let Some(lock) = ino.map(|ino| (ino, owner)) else { return };
-            match state.locked.give_up(lock) {
+            match state.locked.leave(lock) {
                 Some(session) => (lock, session),
                 None => return,
             }
@@ -263,31 +274,48 @@ impl Fs {
     /// gone on with in the background: the close must not wait for it longer than for anything else.
     async fn give_up(&self, lock: LockId, session: LeaseId) {
         if self.try_give_up(lock, session).await {
-            return;
+            return self.core.state.lock().locked.left(lock);
         }
         let fs = self.clone();
         tokio::spawn(async move {
             for _ in 0..UNLOCK_ATTEMPTS {
                 if fs.core.is_stopping() || fs.try_give_up(lock, session).await {
-                    return;
+                    return fs.core.state.lock().locked.left(lock);
                 }
             }
             tracing::warn!(ino = %lock.0, "a lock could not be given up in time; it ends with the session");
+            fs.core.state.lock().locked.left(lock);
         });
+    }
+
+    /// Waits until nothing more is given up for that owner: else it would take away what he gets now.
+    async fn wait_until_left(&self, lock: LockId) -> Result<()> {
+        let deadline = self.core.deadline();
+        while self.core.state.lock().locked.is_leaving(lock) {
+            if Instant::now() >= deadline {
+                return Err(Errno::ETIMEDOUT);
+            }
+            tokio::time::sleep(LEAVING_CHECK).await;
+        }
+        Ok(())
     }
 
     /// Whether it is done, or will never be.
     async fn try_give_up(&self, (ino, owner): LockId, session: LeaseId) -> bool {
         let owner = LockOwner { session, owner };
         let command = Command::Unlock { ino, owner, range: Range::WHOLE };
-        match self.core.commit(Vec::new(), command).await {
+        let done = match self.core.commit(Vec::new(), command).await {
             Ok(_) => true,
             Err(Errno::ETIMEDOUT) => false,
             Err(error) => {
                 tracing::debug!(%error, %ino, "a lock was given up that the store does not know");
                 true
             }
+        };
+        if done {
+            self.core.state.lock().note(|| Note::Unlocked(ino, owner.owner));
         }
+        done
     }
 }
 

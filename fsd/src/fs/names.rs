@@ -81,12 +81,12 @@ impl Fs {
                 (node, made.or_else(|| Some(Attr::of(state.queue.ghost(ino)?, node, 0, shown))))
             }
             Some(Net::Update { ino }) if state.mirror.get(ino).is_some() => {
-                let node = state.kernel.stage(ino);
+                let node = state.stage(ino);
                 (node, state.attr_as(ino, node, shown))
             }
             Some(Net::Swap { dir }) => {
                 let record = swap::record(state, dir, Made::Data).ok_or(Errno::ENOENT)?;
-                let node = state.kernel.stage_link(record);
+                let node = state.stage_link(record);
                 (node, state.attr(node, shown))
             }
             _ => return Err(Errno::ENOENT),
@@ -155,7 +155,8 @@ impl Fs {
         }
         // A file without a name is for those who have it open. Whoever comes by a cached name is sent
         // to look it up again.
-        if state.kernel.resolve(node, &state.mirror) == Object::Orphan && state.handles.of(node).is_empty() {
+        let is_open = !state.handles.of(node).is_empty() || state.kernel.is_inherited(node);
+        if state.kernel.resolve(node, &state.mirror) == Object::Orphan && !is_open {
             return Err(Errno::ESTALE);
         }
         let mut attr = state.attr(node, shown).ok_or(Errno::ESTALE)?;
@@ -207,12 +208,13 @@ impl Fs {
 
     /// The names of an open directory: as they are when it is read from the beginning, and from then
     /// on the same until it is rewound, so that a position keeps its meaning.
-    pub fn readdir(&self, fh: Fh, offset: u64) -> Result<Arc<Vec<Listed>>> {
+    pub fn readdir(&self, node: NodeId, fh: Fh, offset: u64) -> Result<Arc<Vec<Listed>>> {
         let mut state = self.core.state.lock();
         let state = &mut *state;
+        state.revive(node, fh, 0);
         let Some(Handle::Dir { node, .. }) = state.handles.get(fh) else { return Err(Errno::EBADF) };
         let node = *node;
-        let fresh = (offset == 0).then(|| Arc::new(list(state, node)));
+        let fresh = (offset == 0).then(|| Arc::new(state.list(node)));
         let Some(Handle::Dir { names, .. }) = state.handles.get_mut(fh) else { return Err(Errno::EBADF) };
         if let Some(fresh) = fresh {
             *names = fresh;
@@ -226,25 +228,28 @@ impl Fs {
     }
 }
 
-fn list(state: &State, node: NodeId) -> Vec<Listed> {
-    let mut names = list_tree(state, node);
-    report::listed(state, node, &mut names);
-    names
-}
+impl State {
+    /// What is in a directory now.
+    pub(crate) fn list(&self, node: NodeId) -> Vec<Listed> {
+        let mut names = self.list_tree(node);
+        report::listed(self, node, &mut names);
+        names
+    }
 
-fn list_tree(state: &State, node: NodeId) -> Vec<Listed> {
-    let Object::Real(ino) = state.kernel.resolve(node, &state.mirror) else { return Vec::new() };
-    let Some(dir) = state.mirror.dir(ino) else { return Vec::new() };
-    let parent = state.mirror.get(ino).and_then(|node| node.at.as_ref()).map_or(Ino::ROOT, |at| at.0);
-    let mut names = Vec::with_capacity(dir.children.len() + 2);
-    names.push(Listed { node, kind: Kind::Dir, name: None });
-    names.push(Listed { node: state.kernel.node(parent), kind: Kind::Dir, name: None });
-    names.extend(dir.children.iter().map(|(name, child)| Listed {
-        node: state.kernel.node(*child),
-        kind: state.mirror.get(*child).map_or(Kind::File, |node| node.record.kind),
-        name: Some(name.clone()),
-    }));
-    let private = state.kernel.privates_in(ino);
-    names.extend(private.map(|(at, node)| Listed { node, kind: Kind::File, name: Some(at.1.clone()) }));
-    names
+    fn list_tree(&self, node: NodeId) -> Vec<Listed> {
+        let Object::Real(ino) = self.kernel.resolve(node, &self.mirror) else { return Vec::new() };
+        let Some(dir) = self.mirror.dir(ino) else { return Vec::new() };
+        let parent = self.mirror.get(ino).and_then(|node| node.at.as_ref()).map_or(Ino::ROOT, |at| at.0);
+        let mut names = Vec::with_capacity(dir.children.len() + 2);
+        names.push(Listed { node, kind: Kind::Dir, name: None });
+        names.push(Listed { node: self.kernel.node(parent), kind: Kind::Dir, name: None });
+        names.extend(dir.children.iter().map(|(name, child)| Listed {
+            node: self.kernel.node(*child),
+            kind: self.mirror.get(*child).map_or(Kind::File, |node| node.record.kind),
+            name: Some(name.clone()),
+        }));
+        let private = self.kernel.privates_in(ino);
+        names.extend(private.map(|(at, node)| Listed { node, kind: Kind::File, name: Some(at.1.clone()) }));
+        names
+    }
 }

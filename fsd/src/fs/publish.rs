@@ -10,6 +10,7 @@ use super::Fs;
 use crate::core::{State, Touch};
 use crate::errno::{Errno, Result};
 use crate::handle::{Buffer, Fh};
+use crate::handover::note::Note;
 use crate::kernel::{NodeId, Object};
 
 /// What has to be sent for a handle.
@@ -79,8 +80,10 @@ impl Fs {
                     let content = writer.content(&base);
                     (writer.dirty, writer.emptied) = (false, false);
                     writer.buffer = Buffer::Clean;
+                    let edits = writer.edits;
                     state.kernel.write_orphan(node, content);
                     state.refresh(node);
+                    state.note(|| Note::Published(fh, edits));
                 }
                 return Ok(Next::Done);
             }
@@ -167,6 +170,7 @@ impl Fs {
                     writer.strips = false;
                     writer.buffer = Buffer::Clean;
                 }
+                state.note(|| Note::Published(fh, plan.edits));
             }
             Err(_) => writer.failed = true,
         }
@@ -193,7 +197,7 @@ impl Fs {
                     let _held = gate.lock().await;
                     let mut state = self.core.state.lock();
                     if state.kernel.private(node).is_some() {
-                        state.kernel.abandon(node);
+                        state.abandon(node);
                     }
                 }
             }

@@ -130,6 +130,34 @@ impl Mirror {
         mirror
     }
 
+    /// A tree without values, of objects that come in no order. What does not fit is left out.
+    pub fn of_parts(parts: impl Iterator<Item = (Option<At>, Record)>) -> Mirror {
+        let mut mirror = Mirror::default();
+        let mut waiting: HashMap<Ino, Vec<(At, Record)>> = HashMap::new();
+        for (at, record) in parts {
+            match at {
+                Some(at) => waiting.entry(at.0).or_default().push((at, record)),
+                None if record.kind == Kind::Dir => {
+                    let node = Node { record, at: None, dir: Some(Box::default()) };
+                    mirror.nodes.insert(Ino::ROOT, node);
+                }
+                None => {}
+            }
+        }
+        let mut dirs = vec![Ino::ROOT];
+        while let Some(dir) = dirs.pop() {
+            for (at, record) in waiting.remove(&dir).unwrap_or_default() {
+                let (ino, kind) = (record.ino, record.kind);
+                match mirror.insert(at, record) {
+                    Ok(()) if kind == Kind::Dir => dirs.push(ino),
+                    Ok(()) => {}
+                    Err(error) => tracing::debug!(%error, "left out"),
+                }
+            }
+        }
+        mirror
+    }
+
     /// Adds a part of a copy.
     pub fn add(&mut self, nodes: Vec<wire::Node>) -> Result<(), OutOfStep> {
         for node in nodes {
@@ -194,6 +222,11 @@ impl Mirror {
     /// Whether there is not even a root.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    /// All objects, in no order.
+    pub fn objects(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
     }
 
     /// All numbers, in no order.

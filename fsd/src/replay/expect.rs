@@ -2,6 +2,8 @@
 //! it is about to do. Either alone would not do (thread numbers mean other things in other pid
 //! namespaces; a user may do by chance what is being replayed).
 
+use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use quorumfs_api::record::{Ino, Kind};
@@ -10,20 +12,45 @@ use super::queue::Queue;
 use crate::mirror::{At, Mirror, Net};
 use crate::swap::DATA;
 
-/// The replayer's thread number, once it runs.
+/// The replayer's thread number, once it runs; and those of earlier workers' replayers.
 #[derive(Debug, Default)]
-pub struct Replayer(AtomicU32);
+pub struct Replayer {
+    thread: AtomicU32,
+    earlier: OnceLock<Vec<(u32, u32)>>,
+}
 
 impl Replayer {
     /// It runs as this thread.
     pub fn set(&self, tid: u32) {
-        self.0.store(tid, Ordering::Release);
+        self.thread.store(tid, Ordering::Release);
     }
 
-    /// Whether a request comes from its thread.
-    pub fn is(&self, pid: u32) -> bool {
-        pid != 0 && self.0.load(Ordering::Acquire) == pid
+    /// Processes and threads that replayed before.
+    pub fn set_earlier(&self, mut earlier: Vec<(u32, u32)>) {
+        earlier.retain(is_there);
+        let _ = self.earlier.set(earlier);
     }
+
+    /// Whether a request comes from its thread. A worker that was killed in the middle of a call on the
+    /// mount cannot end before somebody answers it: it is not what is expected, so it is refused, and
+    /// never taken for a user's wish.
+    pub fn is(&self, pid: u32) -> bool {
+        pid != 0 && (self.thread.load(Ordering::Acquire) == pid || self.is_earlier(pid))
+    }
+
+    fn is_earlier(&self, pid: u32) -> bool {
+        self.earlier.get().into_iter().flatten().any(|thread| thread.1 == pid && is_there(thread))
+    }
+
+    /// Whether an earlier worker's is still in a call.
+    pub fn waits_for_earlier(&self) -> bool {
+        self.earlier.get().into_iter().flatten().any(is_there)
+    }
+}
+
+/// Once a thread has ended, somebody else may have its number.
+fn is_there((process, thread): &(u32, u32)) -> bool {
+    Path::new(&format!("/proc/{process}/task/{thread}")).exists()
 }
 
 /// Whether that is being made there now, and its number.

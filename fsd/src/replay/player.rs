@@ -6,10 +6,12 @@
 //! same reason it touches nothing here that has a descriptor behind it: no logging, no tokio.
 
 use std::ffi::CString;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 use quorumfs_api::bug::{Bug, planted};
@@ -20,6 +22,7 @@ use rustix::io::Errno;
 
 use crate::core::{Core, State};
 use crate::fs::STAGE_NAME;
+use crate::handover::note::Note;
 use crate::mirror::{At, Net};
 use crate::swap::{self, DATA};
 
@@ -82,6 +85,10 @@ const TRIES: usize = 6;
 
 /// With [`Bug::LostEvent`], one of so many changes is not shown.
 const LOST_OF: u64 = 3;
+/// How long it is waited for what has to come before anything is replayed.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What could not be replayed, for the log.
 pub struct Complaint {
@@ -101,26 +108,55 @@ fn leave_standard_streams() {
     }
 }
 
+/// Leaves the table of descriptors to the other threads, and takes along the memory of the journal alone: no
+/// call on that waits for anybody.
+fn leave_descriptors(journal: Option<RawFd>) {
+    let close = |from: u32, to: u32| {
+        if from <= to {
+            // SAFETY: only this thread's own table is changed, and nothing in this thread uses a
+            // descriptor of the old one but the journal's.
+            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0u32) };
+        }
+    };
+    // SAFETY: unshare has no preconditions on memory.
+    if unsafe { libc::unshare(libc::CLONE_FILES) } == 0 {
+        match journal.and_then(|descriptor| u32::try_from(descriptor).ok()) {
+            Some(kept) if kept >= 3 => {
+                close(3, kept - 1);
+                close(kept + 1, u32::MAX);
+            }
+            _ => close(3, u32::MAX),
+        }
+        leave_standard_streams();
+    }
+}
+
 /// Runs until the core is stopped. `failed` hears what did not work.
 pub fn run(core: &Arc<Core>, mountpoint: &Path, failed: &Sender<Complaint>) {
-    // SAFETY: gettid, unshare and close_range have no preconditions on memory; only this thread's own
-    // table is changed, and nothing in this thread uses a descriptor of the old one.
-    unsafe {
-        if libc::unshare(libc::CLONE_FILES) == 0 {
-            libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32);
-            leave_standard_streams();
-        }
-        core.replayer.set(libc::syscall(libc::SYS_gettid) as u32);
-    }
+    let journal = core.journal().map(|journal| journal.descriptor());
+    leave_descriptors(journal);
+    let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    core.replayer.set(thread);
     let mut state = core.state.lock();
+    state.note(|| Note::Replayer(std::process::id(), thread));
+    // The calls of a worker that was killed come to their end before they are made anew.
+    let patience = Instant::now() + PATIENCE;
+    while core.replayer.waits_for_earlier() && !core.is_stopping() && Instant::now() < patience {
+        core.work.wait_for(&mut state, LOOK);
+    }
     loop {
-        while !core.is_stopping() && (state.held_back || state.queue.is_empty()) {
-            core.work.wait(&mut state);
+        while !core.is_stopping() && (state.held_back || state.queue.is_empty() || state.is_in_doubt()) {
+            match state.is_in_doubt() {
+                true => _ = core.work.wait_for(&mut state, LOOK),
+                false => core.work.wait(&mut state),
+            }
         }
         if core.is_stopping() {
             return;
         }
         let Some(net) = state.queue.take().cloned() else { continue };
+        // As things are now: what comes later has an event of its own.
+        let notes = state.notes_of(&net);
         let lost = planted(Bug::LostEvent) && state.replayed.is_multiple_of(LOST_OF);
         let act = if lost { Act::Nothing } else { plan(&state, &net) };
         if !matches!(act, Act::Nothing) {
@@ -130,10 +166,14 @@ pub fn run(core: &Arc<Core>, mountpoint: &Path, failed: &Sender<Complaint>) {
         if let Net::Swap { dir } = net
             && !state.queue.was_performed()
         {
-            state.kernel.outdate_data(dir);
+            state.outdate_data(dir);
         }
         state.kernel.unstage();
         state.queue.finish();
+        state.note_all(&notes);
+        if let Net::Swap { dir } = net {
+            state.swapped(dir);
+        }
         state.replayed += 1;
     }
 }

@@ -143,15 +143,22 @@ impl Queue {
         self.current.as_ref()
     }
 
-    /// Takes out the update of a file that waits, because something that is at least as new was told.
-    pub fn drop_update(&mut self, ino: Ino) {
+    /// Takes out the update of a file that waits, because something that is at least as new was told. Says
+    /// whether one did.
+    pub fn drop_update(&mut self, ino: Ino) -> bool {
         let waits = |net: &Net| matches!(net, Net::Update { ino: there } if *there == ino);
         if self.updates.contains(&ino)
             && let Some(index) = self.waiting.iter().position(waits)
         {
             self.waiting.remove(index);
-            self.updates.remove(&ino);
+            return self.updates.remove(&ino);
         }
+        false
+    }
+
+    /// Whether the link of a directory waits to be swapped.
+    pub fn is_to_swap(&self, dir: Ino) -> bool {
+        self.swaps.contains(&dir)
     }
 
     /// The kernel asks for what is under way.
@@ -178,14 +185,20 @@ impl Queue {
 
     /// What was under way is done, or was passed over: the replayer sees the tree after it.
     pub fn finish(&mut self) {
-        match self.current.take() {
-            Some(Net::Create { at, ino, .. }) => self.seen(&at, Some(ino)),
-            Some(Net::Remove { at, record }) => {
+        if let Some(net) = self.current.take() {
+            self.settle(net);
+        }
+    }
+
+    fn settle(&mut self, net: Net) {
+        match net {
+            Net::Create { at, ino, .. } => self.seen(&at, Some(ino)),
+            Net::Remove { at, record } => {
                 self.seen(&at, None);
                 self.placed(record.ino, None);
                 self.ghosts.remove(&record.ino);
             }
-            Some(Net::Rename { from, to, ino, replaced, exchanged }) => {
+            Net::Rename { from, to, ino, replaced, exchanged } => {
                 self.seen(&from, exchanged);
                 self.seen(&to, Some(ino));
                 self.placed(ino, Some(&to));
@@ -197,8 +210,30 @@ impl Queue {
                     self.ghosts.remove(&record.ino);
                 }
             }
-            Some(Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } | Net::Swap { .. }) | None => {}
+            Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } | Net::Swap { .. } => {}
         }
+    }
+
+    /// Takes a change out that the kernel is about to show by itself, if no other one depends on it.
+    pub fn withdraw(&mut self, is_it: impl Fn(&Net) -> bool) -> Option<Net> {
+        let place = self.waiting.iter().position(is_it)?;
+        let alone = match &self.waiting[place] {
+            Net::Create { at, .. } | Net::Remove { at, .. } => self.is_last(at),
+            Net::Rename { from, to, .. } => self.is_last(from) && self.is_last(to),
+            Net::Update { .. } | Net::Attr { .. } | Net::Unlocked { .. } | Net::Swap { .. } => true,
+        };
+        if !alone {
+            return None;
+        }
+        let net = self.waiting.remove(place)?;
+        match &net {
+            Net::Update { ino } | Net::Create { ino, .. } => _ = self.updates.remove(ino),
+            Net::Attr { ino } => _ = self.attrs.remove(ino),
+            Net::Swap { dir } => _ = self.swaps.remove(dir),
+            _ => {}
+        }
+        self.settle(net.clone());
+        Some(net)
     }
 
     /// Whether a change of that name waits or is under way.

@@ -1,0 +1,43 @@
+//! Which system call is being served. A request of the kernel that the last worker did not answer is
+//! asked again; what it had done for it already must not be done once more.
+
+use std::cell::Cell;
+use std::future::Future;
+
+use super::journal::Journal;
+use super::note::Note;
+
+/// Set in the number of a request that the kernel asks again (`FUSE_UNIQUE_RESEND`).
+pub const RESENT: u64 = 1 << 63;
+
+tokio::task_local! {
+    static CALL: Call;
+}
+
+struct Call {
+    unique: u64,
+    noted: Cell<bool>,
+}
+
+/// Runs what serves the request with that number, its reply included.
+pub async fn serve(unique: u64, journal: &Journal, work: impl Future<Output = ()>) {
+    let call = Call { unique: unique & !RESENT, noted: Cell::new(false) };
+    CALL.scope(call, async {
+        work.await;
+        // The kernel has its answer: nobody will ask what came of it.
+        if CALL.with(|call| call.noted.get()) {
+            journal.add(&[Note::Replied(unique & !RESENT)]);
+        }
+    })
+    .await;
+}
+
+/// Number of the request that is being served; 0 outside of any.
+pub fn current() -> u64 {
+    CALL.try_with(|call| call.unique).unwrap_or(0)
+}
+
+/// Something was asked of the store for this request, and noted.
+pub fn noted() {
+    let _ = CALL.try_with(|call| call.noted.set(true));
+}
