@@ -112,6 +112,7 @@ fn it_tells_of_now_at_each_open() {
     let json: serde_json::Value = serde_json::from_str(&read(a, "status.json")).unwrap();
     assert_eq!(json["cluster"]["quorum"], true);
     assert_eq!(json["daemon"]["pid"], std::process::id());
+    assert_eq!(json["daemon"]["supervisor"], serde_json::Value::Null);
     assert_eq!(json["mirror"]["keys"], 1);
     assert_eq!(json["mount"]["mountpoint"], a.to_str().unwrap());
     assert!(json["daemon"]["memory"].as_u64().unwrap() > 1 << 20);

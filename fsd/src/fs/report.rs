@@ -162,7 +162,7 @@ impl Fs {
         }
         let content = Bytes::from(file.content(&self.report(file.asks_the_cluster()).await));
         let mut state = self.core.state.lock();
-        let fh = state.handles.add(Handle::Reader(Reader::new(node, content, Default::default(), true)));
+        let fh = state.handles.add(Handle::Reader(Reader::new(node, content, 0, Default::default(), true)));
         Ok(Opened { fh, direct: true, keep_cache: false, no_flush: true })
     }
 
@@ -177,7 +177,7 @@ impl Fs {
             version: env!("CARGO_PKG_VERSION").to_string(),
             at: unix_ms(SystemTime::now()),
             mount: self.core.mounted.clone(),
-            daemon: Daemon { pid: std::process::id(), memory: memory() },
+            daemon: Daemon { pid: std::process::id(), memory: memory(), supervisor: self.core.supervisor() },
             link: self.core.link.lock().clone(),
             ..Report::default()
         };

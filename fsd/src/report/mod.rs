@@ -74,6 +74,8 @@ pub struct Daemon {
     pub pid: u32,
     /// Memory that it holds, in bytes; 0 where the system does not say.
     pub memory: u64,
+    /// Number of the process that would start another one in its place; `None` if nobody would.
+    pub supervisor: Option<u32>,
 }
 
 /// The watch stream.

@@ -45,6 +45,16 @@ fn value(report: &Report, label: &str) -> String {
 }
 
 #[test]
+fn a_supervisor_is_named_where_there_is_one() {
+    let mut report = report();
+    assert!(!File::Status.content(&report).contains("supervisor"));
+    report.daemon.supervisor = Some(4711);
+    assert_eq!(value(&report, "supervisor"), "pid 4711");
+    let json: serde_json::Value = serde_json::from_str(&File::StatusJson.content(&report)).unwrap();
+    assert_eq!(json["daemon"]["supervisor"], 4711);
+}
+
+#[test]
 fn every_file_has_a_name_and_a_number_of_its_own() {
     for file in File::ALL {
         assert_eq!(File::named(file.name().as_bytes()), Some(file));

@@ -26,6 +26,9 @@ pub fn status(report: &Report) -> String {
     line("time-out", duration(mount.timeout_ms));
     let daemon = &report.daemon;
     line("daemon", format!("fsd {}, pid {}, {}", report.version, daemon.pid, bytes(daemon.memory)));
+    if let Some(supervisor) = daemon.supervisor {
+        line("supervisor", format!("pid {supervisor}"));
+    }
     let link = &report.link;
     let age = duration(report.at.saturating_sub(link.since));
     line(

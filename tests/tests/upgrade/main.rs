@@ -296,6 +296,29 @@ fn a_crash_loop_comes_to_an_end() {
     assert!(matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)), "{error}");
 }
 
+/// `fsd status` says which process holds the mount, and which serves it.
+#[test]
+fn the_status_names_supervisor_and_worker() {
+    let _guard = guard(120);
+    let cluster = Cluster::start(1);
+    let host = Host::mount_with(&cluster, "host-a", MountConfig::supervised());
+    let status = |json: bool| {
+        let mut command = Command::new(binary("fsd"));
+        command.arg("status").arg(host.path()).args(json.then_some("--json"));
+        let output = run(command, LIMIT);
+        assert!(output.status.success(), "{}", process::describe(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for _ in 0..2 {
+        let text = status(false);
+        assert!(text.contains(&format!("\nsupervisor    pid {}\n", host.pid())), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&status(true)).unwrap();
+        assert_eq!(json["daemon"]["supervisor"], host.pid());
+        assert_eq!(json["daemon"]["pid"], host.workers()[0]);
+        kill_and_wait(&host);
+    }
+}
+
 /// An unmount from outside ends both processes, and so does SIGTERM while no worker serves.
 #[test]
 fn an_unmount_ends_supervisor_and_worker() {
