@@ -100,6 +100,11 @@ fn it_tells_of_now_at_each_open() {
     let world = World::new("report", 2);
     let (a, b) = (world.a(), world.b());
     let number = |mount: &Path, name: &str| read(mount, name).trim().parse::<u64>().unwrap();
+    // A session is a revision, too, and is opened beside the mount.
+    for mount in [a, b] {
+        eventually("the mount has its session", || read(mount, "session").trim() != "none");
+    }
+    world.settle();
     let before = number(a, "revision");
     fs::write(a.join("f"), "1").unwrap();
     assert_eq!(number(a, "revision"), before + 1);
