@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn keys_are_those_of_the_store_wherever_the_mount_begins() {
-        let name = |text: &str| Name::new(text.to_owned()).unwrap();
+        let name = |text: &str| Name::new(text).unwrap();
         let key = |text: &str| Key::parse(text.to_owned()).unwrap();
         // The mounted directory is /apps, number 7 in the store; web lies in it.
         let mut mirror = Mirror::begin(1, Some(record(7, Kind::Dir)));

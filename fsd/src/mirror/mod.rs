@@ -139,7 +139,7 @@ impl Mirror {
                 Some(at) => waiting.entry(at.0).or_default().push((at, record)),
                 None if record.kind == Kind::Dir => {
                     let node = Node { record, at: None, dir: Some(Box::default()) };
-                    mirror.nodes.insert(Ino::ROOT, node);
+                    mirror.nodes.insert(Ino::ROOT, Box::new(node));
                 }
                 None => {}
             }
@@ -226,7 +226,7 @@ impl Mirror {
 
     /// All objects, in no order.
     pub fn objects(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values()
+        self.nodes.values().map(Box::as_ref)
     }
 
     /// All numbers, in no order.

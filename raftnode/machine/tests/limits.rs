@@ -22,7 +22,7 @@ fn rename(from: &str, to: &str) -> Command {
 /// `/` and as many times `name` as fit into a key of `length` bytes.
 fn deep(top: &str, name: &str, length: usize) -> Key {
     let mut key = key(top);
-    let name = Name::new(name.as_bytes().to_vec()).unwrap();
+    let name = Name::new(name.as_bytes()).unwrap();
     while let Ok(next) = key.join(&name)
         && next.as_bytes().len() <= length
     {
@@ -157,7 +157,7 @@ fn the_end_of_a_lease_works_however_long_its_keys() {
     run(&mut tables, mkdir(std::str::from_utf8(dir.as_bytes()).unwrap()));
     let dir_ino = view::resolve(&tables, &dir).unwrap().unwrap();
     for i in 0..4_300 {
-        let name = Name::new(format!("{i:0150}").into_bytes()).unwrap();
+        let name = Name::new(format!("{i:0150}")).unwrap();
         let command = Command::Put {
             target: Target::At(quorumfs_api::At::Entry(dir_ino, name)),
             value: "v".into(),

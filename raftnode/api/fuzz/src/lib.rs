@@ -39,7 +39,7 @@ where
 
 /// Keys and names from any bytes.
 pub fn keys(data: &[u8]) {
-    let _ = Name::new(data.to_vec());
+    let _ = Name::new(data);
     let Ok(key) = Key::from_user(data) else { return };
     assert_eq!(Key::parse(key.as_bytes().to_vec()).as_ref(), Ok(&key), "a key is canonical");
     match key.split() {

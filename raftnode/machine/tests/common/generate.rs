@@ -47,7 +47,7 @@ enum Numbering {
 fn name() -> impl Strategy<Value = Name> {
     // Slashes sort in the middle of these: the order of components is not that of bytes.
     prop_oneof![8 => Just("a"), 8 => Just("b"), 4 => Just("c"), 1 => Just("a-"), 1 => Just("longer-name")]
-        .prop_map(|name| Name::new(name.as_bytes().to_vec()).unwrap())
+        .prop_map(|name| Name::new(name.as_bytes()).unwrap())
 }
 
 fn key() -> impl Strategy<Value = Key> {

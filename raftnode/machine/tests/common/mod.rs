@@ -72,7 +72,7 @@ pub fn at(text: &str) -> At {
 }
 
 pub fn entry(dir: u64, name: &str) -> At {
-    At::Entry(Ino(dir), Name::new(name.as_bytes().to_vec()).unwrap())
+    At::Entry(Ino(dir), Name::new(name.as_bytes()).unwrap())
 }
 
 /// A proposal without a session, with room for everything.
