@@ -103,7 +103,17 @@ impl DirLock {
 
     /// Gives it up.
     pub fn release(&self) {
-        self.file.lock().take();
+        if let Some(file) = self.file.lock().take() {
+            // Closing is not enough: a process that is being started has a copy of the descriptor for a moment.
+            // What this cannot unlock is unlocked when that is closed.
+            let _ = flock(&file, FlockOperation::Unlock);
+        }
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

@@ -202,6 +202,52 @@ pub fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), EncodeError>
     codec::encode_into(FrameKind::Entry, &EntryRecord::from(entry), out)
 }
 
+/// What a log records beside entries. Enums only grow at their end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogOp {
+    /// All entries after this index are gone; `None`: all of them.
+    Truncate(Option<u64>),
+    /// All entries up to this one are gone.
+    Purge(LogIdRecord),
+    /// The vote.
+    Vote(VoteRecord),
+    /// Up to where the log is known to be committed.
+    Committed(Option<LogIdRecord>),
+}
+
+/// Adds the frame of `op` to `out`.
+///
+/// # Errors
+/// Never, in truth: it is short.
+pub(crate) fn encode_op(op: &LogOp, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    codec::encode_into(FrameKind::Row, op, out)
+}
+
+/// Reads one frame that is no entry's, its length included.
+///
+/// # Errors
+/// When it is damaged, or this version does not know it.
+pub(crate) fn decode_op(frame: &[u8]) -> io::Result<LogOp> {
+    codec::decode_whole(FrameKind::Row, frame).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("the log cannot be read: {error}"))
+    })
+}
+
+/// Index of the entry that is in `frame`, its length included, which was found whole; `None` if it
+/// holds no entry.
+pub(crate) fn entry_index(frame: &[u8]) -> io::Result<Option<u64>> {
+    const KIND: usize = 5;
+    if frame.get(KIND) != Some(&(FrameKind::Entry as u8)) {
+        return Ok(None);
+    }
+    match postcard::take_from_bytes::<LogIdRecord>(&frame[KIND + 1..]) {
+        Ok((id, _)) => Ok(Some(id.index)),
+        Err(error) => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("a log entry cannot be read: {error}")))
+        }
+    }
+}
+
 /// Reads one frame, its length included.
 ///
 /// # Errors
@@ -226,7 +272,7 @@ pub(crate) fn split_frame<'a>(frames: &mut &'a [u8]) -> io::Result<Option<&'a [u
         .map(|length| 4 + u32::from_le_bytes(*length) as usize)
         .filter(|cut| *cut <= frames.len())
         .ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "a row of the log ends in the middle of an entry")
+            io::Error::new(io::ErrorKind::InvalidData, "a record of the log ends in the middle of a frame")
         })?;
     let (frame, rest) = frames.split_at(cut);
     *frames = rest;

@@ -3,12 +3,14 @@
 //! ```text
 //! DIR/lock         held while a process uses the directory
 //! DIR/node.toml    whose it is
-//! DIR/log.redb     the log
+//! DIR/raft.log     the log
 //! DIR/state.redb   the state
 //! DIR/snapshots/   snapshots
 //! ```
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,13 +19,16 @@ use redb::{Database, DatabaseError};
 
 use crate::dir::{self, DirLock, Identity};
 use crate::error::OpenError;
-use crate::log::{LogCloser, LogStore, RedbLog};
+use crate::log::{DiskFile, LogCloser, LogFile, LogStore, SegmentLog};
 use crate::machine::{StateFiles, StateMachine};
 use crate::snapshot::Snapshots;
 use crate::state::State;
 
 /// Opens or makes the database at a path, with a cache of so many bytes.
 pub type OpenDatabase = Arc<dyn Fn(&Path, usize) -> Result<Database, DatabaseError> + Send + Sync>;
+
+/// Opens or makes the file of the log at a path.
+pub type OpenLog = Arc<dyn Fn(&Path) -> io::Result<Box<dyn LogFile>> + Send + Sync>;
 
 /// How a data directory is opened.
 #[derive(Clone)]
@@ -33,13 +38,16 @@ pub struct Options {
     /// Newest entries of the log that stay in memory, in bytes. A follower that is further behind
     /// is served from disk. Default: 64 MiB.
     pub log_memory: usize,
-    /// Cache of log.redb, in bytes. The log is read from memory, so little helps. Default: 16 MiB.
-    pub log_cache: usize,
+    /// Bytes of a segment of the log: its file grows and is used again in such pieces. Counts only when
+    /// the log is made. Default: 4 MiB.
+    pub log_segment: u64,
     /// Cache of state.redb, in bytes. What does not fit is read from the kernel's cache or the disk.
     /// Default: 256 MiB.
     pub state_cache: usize,
     /// Opens databases; one that is being made has `.new` behind its name. Tests put faulty disks here.
     pub open_database: OpenDatabase,
+    /// Opens the log in the same way.
+    pub open_log: OpenLog,
 }
 
 impl Options {
@@ -48,15 +56,23 @@ impl Options {
         Options {
             identity,
             log_memory: 64 << 20,
-            log_cache: 16 << 20,
+            log_segment: 4 << 20,
             state_cache: 256 << 20,
             open_database: Arc::new(|path, cache| {
                 dir::make_private(path).map_err(redb::StorageError::from)?;
                 Database::builder().set_cache_size(cache).create(path)
             }),
+            open_log: Arc::new(|path| {
+                let mut open = OpenOptions::new();
+                let open = open.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+                Ok(Box::new(DiskFile::new(open?)?))
+            }),
         }
     }
 }
+
+/// A log that was a database. Passing over it would lose what it holds.
+const OLD_LOG: &str = "log.redb";
 
 /// Name under which a database is made, before it takes the place of `path`.
 fn unfinished(path: &Path) -> PathBuf {
@@ -78,6 +94,41 @@ fn open_database(options: &Options, path: &Path, cache: usize) -> Result<Databas
     let database = open(&new)?;
     fs::rename(&new, path).map_err(OpenError::io("cannot rename", &new))?;
     Ok(database)
+}
+
+/// Opens the log at `path`, or makes it, unless the state has entries already; one that is being made has
+/// another name here too.
+fn open_log(options: &Options, path: &Path, state: &State) -> Result<SegmentLog, OpenError> {
+    let refuse = |path: &Path, text: &str| {
+        let error = io::Error::new(io::ErrorKind::InvalidData, text);
+        OpenError::io("the log cannot be opened:", path)(error)
+    };
+    let new = unfinished(path);
+    dir::remove_if_there(&new).map_err(OpenError::io("cannot remove", &new))?;
+    let old = path.with_file_name(OLD_LOG);
+    if old.try_exists().map_err(OpenError::io("cannot look for", &old))? {
+        return Err(refuse(
+            &old,
+            "a version before 0.1.0 wrote it, and this one does not read it: give this node an empty data \
+             directory and let it join under a new id, one node after the other; what a cluster of one node \
+             holds must be copied with the version that wrote it",
+        ));
+    }
+    if !path.try_exists().map_err(OpenError::io("cannot look for", path))? {
+        if state.position().last_log_id.is_some() {
+            // The votes are gone with it: this node could vote a second time in a term.
+            return Err(refuse(
+                path,
+                "it is missing, though the state has entries of it: give this node an empty data directory and \
+                 let it join under a new id",
+            ));
+        }
+        let made = (options.open_log)(&new).and_then(|file| SegmentLog::create(&*file, options.log_segment));
+        made.map_err(OpenError::io("cannot make the log", &new))?;
+        fs::rename(&new, path).map_err(OpenError::io("cannot rename", &new))?;
+    }
+    let opened = (options.open_log)(path).and_then(SegmentLog::open);
+    opened.map_err(OpenError::io("cannot open the log", path))
 }
 
 /// All parts of an open data directory.
@@ -135,10 +186,9 @@ impl Store {
         let state = State::open(open_database(options, &files.current, files.cache_bytes)?);
         let state = state.map_err(OpenError::database(&files.current))?;
 
-        let path_of_log = path.join("log.redb");
-        let log = RedbLog::new(open_database(options, &path_of_log, options.log_cache)?)
-            .and_then(|log| LogStore::new(Arc::new(log), options.log_memory));
-        let log = log.map_err(OpenError::database(&path_of_log))?.tied_to(state.clone());
+        let path_of_log = path.join("raft.log");
+        let log = LogStore::new(Arc::new(open_log(options, &path_of_log, &state)?), options.log_memory);
+        let log = log.map_err(OpenError::io("cannot open the log", &path_of_log))?.tied_to(state.clone());
 
         let path_of_snapshots = path.join("snapshots");
         dir::make_dir(&path_of_snapshots)?;

@@ -1,4 +1,4 @@
-//! Every write and sync of log.redb and state.redb as a crash point: what a power cut there would have
+//! Every write and sync of raft.log and state.redb as a crash point: what a power cut there would have
 //! left is opened again and compared with what was acknowledged.
 //!
 //! `CRASH_POINTS` is how many of them are tried: a number, or `all`. `CRASH_RUNS` is among how many runs

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use common::{append, append_durably, apply, blank, id, indexes, open, options, put};
+use common::{OnBackend, append, append_durably, apply, blank, id, indexes, open, options, put};
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use quorumfs_machine::view;
 use quorumfs_store::{OpenError, Options, Store, Vote};
@@ -55,6 +55,19 @@ impl StorageBackend for Faulty {
     }
 }
 
+/// Options with which the log fails after what is in the counter.
+fn faulty_log() -> (Options, Arc<AtomicI64>) {
+    let left = Arc::new(AtomicI64::new(i64::MAX));
+    let mut options = options();
+    let counter = left.clone();
+    options.open_log = Arc::new(move |path: &Path| {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let inner = FileBackend::new(file).map_err(io::Error::other)?;
+        Ok(Box::new(OnBackend(Faulty { inner, left: counter.clone() })))
+    });
+    (options, left)
+}
+
 /// Options with which the database `name` fails after what is in the counter.
 fn faulty(name: &'static str) -> (Options, Arc<AtomicI64>) {
     let left = Arc::new(AtomicI64::new(i64::MAX));
@@ -76,7 +89,7 @@ fn faulty(name: &'static str) -> (Options, Arc<AtomicI64>) {
 async fn a_log_on_a_failing_disk_acknowledges_nothing_afterwards() {
     for after in 0..24 {
         let dir = tempfile::tempdir().unwrap();
-        let (options, left) = faulty("log.redb");
+        let (options, left) = faulty_log();
         let mut store = Store::open(dir.path(), &options).unwrap();
         append_durably(&mut store.log, vec![blank(1, 0)]).await.unwrap();
         left.store(after, Ordering::SeqCst);
@@ -165,6 +178,37 @@ async fn a_directory_belongs_to_one_node() {
 }
 
 #[test]
+fn a_log_of_an_older_version_is_not_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("log.redb"), "a database").unwrap();
+    let refused = Store::open(dir.path(), &options()).err().expect("the log of another version").to_string();
+    assert!(refused.contains("log.redb") && refused.contains("join under a new id"), "{refused}");
+    assert!(!dir.path().join("raft.log").exists());
+}
+
+#[tokio::test]
+async fn a_log_that_went_away_is_not_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let entries = vec![put(0, "/k", "v")];
+    append_durably(&mut store.log, entries.clone()).await.unwrap();
+    apply(&mut store.machine, entries).await.unwrap();
+    store.guard.close().await.unwrap();
+    drop((store.log, store.machine, store.state));
+    std::fs::remove_file(dir.path().join("raft.log")).unwrap();
+    let refused = Store::open(dir.path(), &options()).err().expect("the votes are gone").to_string();
+    assert!(refused.contains("raft.log") && refused.contains("missing"), "{refused}");
+}
+
+#[test]
+fn a_log_is_open_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let _file = (options().open_log)(&path).unwrap();
+    assert!((options().open_log)(&path).is_err());
+}
+
+#[test]
 fn its_files_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +216,7 @@ fn its_files_are_private() {
     let _store = open(&path);
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o700);
-    for file in ["lock", "node.toml", "log.redb", "state.redb"] {
+    for file in ["lock", "node.toml", "raft.log", "state.redb"] {
         assert_eq!(mode(&path.join(file)), 0o600, "{file}");
     }
 }

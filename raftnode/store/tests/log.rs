@@ -11,17 +11,21 @@ use common::{append, append_durably, blank, id, indexes, open, put, wait_until};
 use futures::FutureExt;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use proptest::prelude::*;
-use quorumfs_store::{LogStore, RedbLog, Vote};
-use redb::Database;
+use quorumfs_store::{LogBackend, LogStore, Op, SegmentLog, Vote};
 
-fn redb_log(path: &std::path::Path) -> RedbLog {
-    RedbLog::new(Database::create(path).unwrap()).unwrap()
+/// Segments as small as can be, so that they are used again and again.
+const SEGMENT: u64 = 4096;
+
+fn new_log(path: &std::path::Path) -> SegmentLog {
+    let options = common::options();
+    SegmentLog::create(&*(options.open_log)(path).unwrap(), SEGMENT).unwrap();
+    SegmentLog::open((options.open_log)(path).unwrap()).unwrap()
 }
 
 #[tokio::test]
 async fn writers_that_wait_share_one_commit() {
     let dir = tempfile::tempdir().unwrap();
-    let backend = common::Gated::new(redb_log(&dir.path().join("log")));
+    let backend = common::Gated::new(new_log(&dir.path().join("log")));
     let (commits, closed) = (backend.commits.clone(), backend.closed.clone());
     let mut log = LogStore::new(Arc::new(backend), 1 << 20).unwrap();
     closed.store(true, Ordering::SeqCst);
@@ -44,7 +48,7 @@ async fn writers_that_wait_share_one_commit() {
 #[tokio::test]
 async fn entries_are_read_from_memory_and_from_disk() {
     let dir = tempfile::tempdir().unwrap();
-    let backend = Arc::new(redb_log(&dir.path().join("log")));
+    let backend = Arc::new(new_log(&dir.path().join("log")));
     // So little memory that nearly all of it is on disk.
     let mut log = LogStore::new(backend, 2000).unwrap();
     for first in (0..500).step_by(50) {
@@ -92,6 +96,24 @@ async fn a_hole_is_refused() {
     assert!(append(&mut store.log, vec![blank(1, 1), blank(1, 3)]).await.is_err());
     append_durably(&mut store.log, vec![blank(1, 1)]).await.unwrap();
     assert_eq!(indexes(&store.log).await, [0, 1]);
+}
+
+#[test]
+fn a_segment_that_lost_its_start_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let log = new_log(&path);
+    // Room is left in the second segment, the newest.
+    for index in 0..6 {
+        log.commit(&vec![Op::Append(vec![put(index, "/k", vec![b'v'; 800])])]).unwrap();
+    }
+    drop(log);
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.len() as u64, 4096 + 2 * SEGMENT);
+    bytes[4096 + SEGMENT as usize] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = SegmentLog::open((common::options().open_log)(&path).unwrap()).err();
+    assert!(refused.is_some_and(|error| error.to_string().contains("goes on behind it")));
 }
 
 #[derive(Clone, Debug)]

@@ -119,6 +119,27 @@ pub unsafe extern "C" fn pwrite64(fd: c_int, data: *const c_void, length: size_t
     unsafe { libc::syscall(libc::SYS_pwrite64, c_long::from(fd), data, length, offset) as ssize_t }
 }
 
+/// Only ever asked for with `RWF_DSYNC`: a write and a sync in one.
+///
+/// # Safety
+/// As `pwritev2(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pwritev2(
+    fd: c_int,
+    parts: *const iovec,
+    count: c_int,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    sync_takes_long();
+    if let Some(failed) = disk_fails() {
+        return failed as ssize_t;
+    }
+    let (fd, count, flags) = (c_long::from(fd), c_long::from(count), c_long::from(flags));
+    // SAFETY: the caller's arguments, for the same call; the upper half of the offset is in the lower one.
+    unsafe { libc::syscall(libc::SYS_pwritev2, fd, parts, count, offset, 0 as c_long, flags) as ssize_t }
+}
+
 /// # Safety
 /// As `ftruncate(2)`.
 #[unsafe(no_mangle)]

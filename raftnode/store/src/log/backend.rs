@@ -1,5 +1,5 @@
-//! The seam between the log in memory and the log on disk: redb today; an append-only file can take
-//! its place without a change above this line, and tests put faults in.
+//! The seam between the log in memory and the log on disk: another kind of file can take its
+//! place without a change above this line, and tests stop and count its commits.
 
 use std::io;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! The Raft log: what openraft writes and reads, over the tail in memory and the log on disk.
 
 mod backend;
-mod redb;
+mod segments;
 mod tail;
 mod writer;
 
@@ -18,7 +18,7 @@ use openraft::{LogState, OptionalSend, RaftTypeConfig};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::backend::{Batch, LogBackend, LogStart, Op};
-pub use self::redb::RedbLog;
+pub use self::segments::{DiskFile, LogFile, SegmentLog};
 use self::tail::Tail;
 use self::writer::{Done, Drive, Shared, Work, Write};
 use crate::format::entry_bytes;

@@ -15,8 +15,8 @@ use quorumfs_api::command::{Command, CreateMode, LeaseChange, Owner, Proposal};
 use quorumfs_api::{Key, Timestamp};
 use quorumfs_machine::{ReadTables, Table, Tables};
 use quorumfs_store::{
-    Batch, Entry, Identity, LeaderId, LogBackend, LogId, LogStart, LogStore, Logged, Options, StateMachine,
-    Store, TypeConfig,
+    Batch, Entry, Identity, LeaderId, LogBackend, LogFile, LogId, LogStart, LogStore, Logged, Options,
+    StateMachine, Store, TypeConfig,
 };
 
 /// How long anything may take before a test gives up.
@@ -25,6 +25,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub fn options() -> Options {
     let mut options = Options::new(Identity { id: 1, name: "a".into() });
     options.state_cache = 16 << 20;
+    options.log_segment = 16 << 10;
     options
 }
 
@@ -110,6 +111,27 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(start.elapsed() < DEADLINE, "waited too long for {what}");
         std::thread::yield_now();
+    }
+}
+
+/// The file of a log where a database's would be.
+pub struct OnBackend<B>(pub B);
+
+impl<B: redb::StorageBackend> LogFile for OnBackend<B> {
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.0.write(offset, data)
+    }
+    fn sync(&self) -> std::io::Result<()> {
+        self.0.sync_data()
     }
 }
 

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use quorumfs_store::OpenDatabase;
+use quorumfs_store::{OpenDatabase, OpenLog};
 use redb::{Database, StorageBackend};
 
 use super::content::Content;
 use super::image::Image;
-use crate::common::DEADLINE;
+use crate::common::{DEADLINE, OnBackend};
 
 /// The files of a data directory: name from its root → content, which for a database is its number.
 pub type Names = BTreeMap<PathBuf, Vec<u8>>;
@@ -191,6 +191,15 @@ impl Disk {
             let number = disk.number(path).map_err(redb::StorageError::from)?;
             let file = DiskFile { disk: disk.clone(), number };
             Database::builder().set_cache_size(cache).create_with_backend(file)
+        })
+    }
+
+    /// Opens logs on this disk.
+    pub fn log_opener(&self) -> OpenLog {
+        let disk = self.clone();
+        Arc::new(move |path: &Path| {
+            let number = disk.number(path)?;
+            Ok(Box::new(OnBackend(DiskFile { disk: disk.clone(), number })))
         })
     }
 

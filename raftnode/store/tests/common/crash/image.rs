@@ -46,7 +46,7 @@ impl Image {
     /// Which database a path is of.
     pub fn kind_of(path: &Path) -> Option<Kind> {
         let name = path.file_name()?.to_str()?;
-        if name.starts_with("log.redb") {
+        if name.starts_with("raft.log") {
             Some(Kind::Log)
         } else {
             name.starts_with("state.redb").then_some(Kind::State)

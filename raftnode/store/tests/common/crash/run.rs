@@ -38,10 +38,12 @@ pub struct Run {
 pub fn options_on(disk: &Disk) -> Options {
     let mut options = options();
     options.state_cache = 4 << 20;
-    options.log_cache = 1 << 20;
+    // Records that are larger, and segments that are used again.
+    options.log_segment = 8 << 10;
     // So little that most of the log is read from disk.
     options.log_memory = 16 << 10;
     options.open_database = disk.opener();
+    options.open_log = disk.log_opener();
     options
 }
 
@@ -245,7 +247,8 @@ impl Run {
 
     /// Others made a quorum before our own disk had the entries: they are applied here already.
     async fn ahead_of_the_log(&mut self) {
-        self.disk.hold(Kind::Log, self.random.below(4) as usize);
+        // A commit is at least a write and a sync.
+        self.disk.hold(Kind::Log, self.random.below(2) as usize);
         let entries = self.entries(3);
         let count = self.end() + 3;
         self.model.ask(self.disk.position(), &Op::Append(entries.clone()));
