@@ -25,6 +25,7 @@ use crate::network::peers::Peers;
 use crate::network::serve::PeerServer;
 use crate::network::{Links, Me};
 use crate::service::linear::Linear;
+use crate::service::propose::Proposer;
 use crate::service::{Context, Service};
 use crate::stop::Stop;
 use crate::{http, join, listener, progress, service};
@@ -217,6 +218,7 @@ impl Node {
         let bounds = Bounds::new(&config);
         let context = Arc::new(Context {
             advertise,
+            proposer: Proposer::start(raft.clone()),
             linear: Linear::start(raft.clone()),
             leases: Leases::default(),
             clock: Arc::new(Clock::default()),
@@ -279,10 +281,12 @@ impl Node {
 
     /// Waits until the node fails by itself, which a healthy one never does.
     pub async fn wait(&self) -> NodeError {
-        let mut metrics = self.context.raft.metrics();
-        let ended = progress::wait_for(&mut metrics, |now| now.running_state.is_err()).await;
-        let fatal = ended.ok().and_then(|metrics| metrics.running_state.err());
-        fatal.unwrap_or(Fatal::Stopped).into()
+        // These change seldom, and end with Raft; the full metrics change with every message, and then say
+        // how it ended.
+        let mut rare = self.context.raft.server_metrics();
+        let _ = progress::wait_for(&mut rare, |_| false).await;
+        let ended = progress::now(&self.context.raft.metrics()).running_state.err();
+        ended.unwrap_or(Fatal::Stopped).into()
     }
 
     /// Ends the node: leadership is handed over, requests under way are answered, everything is

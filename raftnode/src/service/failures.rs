@@ -35,17 +35,22 @@ pub fn not_leader(raft: &Raft, forward: &ForwardToLeader<TypeConfig>) -> Failure
 pub fn write(raft: &Raft, error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Failure {
     match error {
         RaftError::Fatal(error) => fatal(error),
-        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => not_leader(raft, forward),
+        RaftError::APIError(error) => proposal(raft, error),
+    }
+}
+
+/// A proposal that Raft took came to nothing, or to nobody knows what.
+pub fn proposal(raft: &Raft, error: &ClientWriteError<TypeConfig>) -> Failure {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => not_leader(raft, forward),
         // It may be committed by the next leader, or not: the client asks again with the same number.
-        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => Failure::NoQuorum,
-        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
+        ClientWriteError::LogEntryDiscarded(_) => Failure::NoQuorum,
+        ClientWriteError::ChangeMembershipError(error) => match error {
             ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
                 Failure::Busy("another change of the cluster is under way".into())
             }
             other => Failure::BadRequest(other.to_string()),
         },
-        RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => {
-            Failure::BadRequest(error.to_string())
-        }
+        ClientWriteError::PreconditionFailed(error) => Failure::BadRequest(error.to_string()),
     }
 }

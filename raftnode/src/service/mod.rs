@@ -7,6 +7,7 @@ pub mod failures;
 pub mod info;
 mod leases;
 pub mod linear;
+pub mod propose;
 mod read;
 mod write;
 
@@ -56,6 +57,8 @@ pub struct Context {
     pub raft: Raft,
     /// What this node has applied.
     pub state: State,
+    /// Writes.
+    pub proposer: propose::Proposer,
     /// Linearizable reads.
     pub linear: linear::Linear,
     /// When leases end, while this node leads.

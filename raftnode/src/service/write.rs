@@ -9,7 +9,7 @@ use quorumfs_policy::Who;
 use quorumfs_store::Logged;
 use tokio::time::Instant;
 
-use super::{Context, denial, failures, read};
+use super::{Context, denial, read};
 use crate::lease::Renewal;
 
 /// Proposes `command` for `author`, and waits for its outcome.
@@ -42,8 +42,7 @@ pub(super) async fn write(
     Ok(Answer::Written(outcome))
 }
 
-/// Puts a command into the log. Many that wait here at the same time share one write to disk:
-/// openraft takes all that have come together.
+/// Puts a command into the log.
 pub async fn propose(
     context: &Context,
     who: Who<'_>,
@@ -60,10 +59,7 @@ pub async fn propose(
         command,
     };
     let logged = Logged::new(proposal).map_err(|error| Failure::BadRequest(error.to_string()))?;
-    match context.raft.client_write(logged).await {
-        Ok(written) => Ok(written.data),
-        Err(error) => Err(failures::write(&context.raft, &error)),
-    }
+    context.proposer.propose(logged).await
 }
 
 /// Renews a lease, after a quorum has confirmed that this node leads: a leader that was deposed
