@@ -6,11 +6,22 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::tables::{ReadTables, StorageError, Table, Tables, Visit};
 
-/// Rows to be written (`Some`) or removed (`None`), by key.
-type Pending = BTreeMap<Vec<u8>, Option<Bytes>>;
+/// A key; nearly all are so short that they need no memory of their own.
+type RowKey = SmallVec<[u8; 24]>;
+
+/// A row to be written (`Some`) or removed (`None`).
+struct Write {
+    row: Option<Bytes>,
+    /// Nothing is at its key in the tables.
+    new: bool,
+}
+
+/// Writes by key.
+type Pending = BTreeMap<RowKey, Write>;
 
 /// Tables with pending writes over them.
 pub(crate) struct Overlay<'a, T: ?Sized> {
@@ -31,9 +42,10 @@ impl<'a, T: Tables + ?Sized> Overlay<'a, T> {
     /// Does all pending writes.
     pub fn commit(self) -> Result<(), StorageError> {
         for (table, rows) in Table::ALL.into_iter().zip(self.pending) {
-            for (key, value) in rows {
-                match value {
-                    Some(value) => self.base.put(table, &key, value)?,
+            for (key, write) in rows {
+                match write.row {
+                    Some(row) if write.new => self.base.put_new(table, &key, row)?,
+                    Some(row) => self.base.put(table, &key, row)?,
                     None => self.base.delete(table, &key)?,
                 }
             }
@@ -42,18 +54,26 @@ impl<'a, T: Tables + ?Sized> Overlay<'a, T> {
     }
 
     pub fn put(&mut self, table: Table, key: &[u8], value: Bytes) {
-        self.pending[table as usize].insert(key.to_vec(), Some(value));
+        self.pending[table as usize].insert(key.into(), Write { row: Some(value), new: false });
+    }
+
+    /// As `put`, where it is known that nothing is at `key`.
+    pub fn put_new(&mut self, table: Table, key: &[u8], value: Bytes) {
+        let rows = &mut self.pending[table as usize];
+        // What this command did there before may have taken something away.
+        let new = !rows.contains_key(key);
+        rows.insert(key.into(), Write { row: Some(value), new });
     }
 
     pub fn delete(&mut self, table: Table, key: &[u8]) {
-        self.pending[table as usize].insert(key.to_vec(), None);
+        self.pending[table as usize].insert(key.into(), Write { row: None, new: false });
     }
 }
 
 impl<T: Tables + ?Sized> ReadTables for Overlay<'_, T> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
         match self.pending[table as usize].get(key) {
-            Some(row) => Ok(row.clone()),
+            Some(write) => Ok(write.row.clone()),
             None => self.base.get(table, key),
         }
     }
@@ -74,8 +94,8 @@ impl<T: Tables + ?Sized> ReadTables for Overlay<'_, T> {
         let mut stopped = false;
         self.base.scan(table, start, end, &mut |key, value| {
             // Pending rows that come before this one are new; one at the same key stands for it.
-            while let Some((at, row)) = pending.next_if(|(at, _)| at.as_slice() <= key) {
-                if let Some(row) = row
+            while let Some((at, write)) = pending.next_if(|(at, _)| at.as_slice() <= key) {
+                if let Some(row) = &write.row
                     && visit(at, row).is_break()
                 {
                     stopped = true;
@@ -90,8 +110,8 @@ impl<T: Tables + ?Sized> ReadTables for Overlay<'_, T> {
             flow
         })?;
         if !stopped {
-            for (key, row) in pending {
-                if let Some(row) = row
+            for (key, write) in pending {
+                if let Some(row) = &write.row
                     && visit(key, row).is_break()
                 {
                     break;

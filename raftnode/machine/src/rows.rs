@@ -17,6 +17,9 @@ use crate::tables::{ReadTables, StorageError, Table};
 /// Version of the rows that this program writes.
 const ROW_VERSION: u8 = 1;
 
+/// Bytes that are set aside while a row is written.
+const ROW_ROOM: usize = 512;
+
 /// The one row of [`Table::Meta`] that belongs to the machine.
 const COUNTERS_KEY: &[u8] = b"counters";
 
@@ -147,8 +150,11 @@ impl Row for Vec<Wait> {
 
 /// Writes a row.
 pub(crate) fn encode<R: Row>(row: &R) -> Result<Bytes, StorageError> {
-    match postcard::to_extend(row, vec![ROW_VERSION]) {
-        Ok(bytes) => Ok(bytes.into()),
+    // Most rows fit at once; what is kept has exactly the size that it needs.
+    let mut out = Vec::with_capacity(ROW_ROOM);
+    out.push(ROW_VERSION);
+    match postcard::to_extend(row, out) {
+        Ok(bytes) => Ok(Bytes::copy_from_slice(&bytes)),
         Err(error) => {
             Err(StorageError::new(format!("a row for {} cannot be encoded: {error}", R::TABLE.name())))
         }

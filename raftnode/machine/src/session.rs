@@ -1,8 +1,11 @@
 //! Exactly once: what a session asked before is answered from memory, and not done again.
 
+use std::ops::Range;
+
 use quorumfs_api::command::RequestId;
 use quorumfs_api::limits::SESSION_WINDOW;
 use quorumfs_api::outcome::{Outcome, Refusal};
+use quorumfs_api::record::LeaseId;
 
 use crate::rows::{self, LeaseRow};
 use crate::state::{State, Step};
@@ -47,23 +50,33 @@ impl<T: Tables + ?Sized> State<'_, T> {
         // request itself stays, whatever its client says.
         let floor = done_below.max(number.saturating_sub(SESSION_WINDOW - 1)).min(number);
         if floor > lease.floor {
-            let mut forgotten = Vec::new();
-            let end = rows::pair(session.0, floor);
-            self.rows.scan(
-                Table::Results,
-                &rows::pair(session.0, lease.floor),
-                Some(&end),
-                &mut |key, _| {
-                    forgotten.push(key.to_vec());
-                    std::ops::ControlFlow::Continue(())
-                },
-            )?;
-            for key in forgotten {
-                self.rows.delete(Table::Results, &key);
-            }
+            self.forget(session, lease.floor..floor)?;
             lease.floor = floor;
             self.put(&key, &lease)?;
         }
-        self.put(&rows::pair(session.0, number), outcome)
+        // It was looked up before the command ran, and was not there.
+        self.rows.put_new(Table::Results, &rows::pair(session.0, number), rows::encode(outcome)?);
+        Ok(())
+    }
+
+    /// Forgets the results of these requests.
+    fn forget(&mut self, session: LeaseId, numbers: Range<u64>) -> Step<()> {
+        if numbers.end - numbers.start <= SESSION_WINDOW {
+            // Nearly always a few, most of which are there: looking for them costs more than naming them.
+            for number in numbers {
+                self.rows.delete(Table::Results, &rows::pair(session.0, number));
+            }
+            return Ok(());
+        }
+        let mut forgotten = Vec::new();
+        let (first, end) = (rows::pair(session.0, numbers.start), rows::pair(session.0, numbers.end));
+        self.rows.scan(Table::Results, &first, Some(&end), &mut |key, _| {
+            forgotten.push(key.to_vec());
+            std::ops::ControlFlow::Continue(())
+        })?;
+        for key in forgotten {
+            self.rows.delete(Table::Results, &key);
+        }
+        Ok(())
     }
 }

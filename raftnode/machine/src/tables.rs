@@ -109,6 +109,10 @@ pub trait ReadTables {
 pub trait Tables: ReadTables {
     /// Sets `key`.
     fn put(&mut self, table: Table, key: &[u8], value: Bytes) -> Result<(), StorageError>;
+    /// As `put`, where the caller knows that nothing is at `key`.
+    fn put_new(&mut self, table: Table, key: &[u8], value: Bytes) -> Result<(), StorageError> {
+        self.put(table, key, value)
+    }
     /// Removes `key`; nothing happens if it is not there.
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), StorageError>;
 }

@@ -22,9 +22,9 @@ const APPLIED: &[u8] = b"\0raft/applied";
 const MEMBERSHIP: &[u8] = b"\0raft/membership";
 
 /// Applied entries, or bytes of rows, after which the active layer goes to disk.
-const FLUSH_ENTRIES: u64 = 4096;
+const FLUSH_ENTRIES: u64 = 16_384;
 /// See [`FLUSH_ENTRIES`].
-const FLUSH_BYTES: usize = 8 << 20;
+const FLUSH_BYTES: usize = 24 << 20;
 
 /// The three layers, and where in the log they stand.
 pub(crate) struct Layers {
@@ -152,12 +152,17 @@ impl ReadTables for Layers {
 
 impl Tables for Layers {
     fn put(&mut self, table: Table, key: &[u8], value: Bytes) -> Result<(), StorageError> {
-        self.active.set(table, key, Some(value));
+        self.active.set(table, key, value, false);
+        Ok(())
+    }
+
+    fn put_new(&mut self, table: Table, key: &[u8], value: Bytes) -> Result<(), StorageError> {
+        self.active.set(table, key, value, true);
         Ok(())
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), StorageError> {
-        self.active.set(table, key, None);
+        self.active.remove(table, key);
         Ok(())
     }
 }

@@ -6,13 +6,26 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use quorumfs_machine::Table;
+use smallvec::SmallVec;
 
 /// What a row is taken to cost in memory beyond its bytes.
 const ROW_COST: usize = 96;
 
-type Rows = BTreeMap<Box<[u8]>, Option<Bytes>>;
+/// A key; nearly all are so short that they need no memory of their own.
+type Key = SmallVec<[u8; 24]>;
 
-/// Rows by table and key; `None` stands for a row that was removed.
+/// A row, or that it was removed.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    /// `None` stands for a row that was removed.
+    pub value: Option<Bytes>,
+    /// Nothing is at its key in the layers below: when it goes, nothing has to be removed there.
+    new: bool,
+}
+
+type Rows = BTreeMap<Key, Row>;
+
+/// Rows by table and key.
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
     tables: [Rows; Table::ALL.len()],
@@ -22,25 +35,47 @@ pub(crate) struct Overlay {
 }
 
 /// One table's rows of a range, in order.
-pub(crate) type Range<'a> = btree_map::Range<'a, Box<[u8]>, Option<Bytes>>;
+pub(crate) type Range<'a> = btree_map::Range<'a, Key, Row>;
 
 impl Overlay {
     /// The row, if this layer says anything about it.
     pub fn get(&self, table: Table, key: &[u8]) -> Option<&Option<Bytes>> {
-        self.tables[table as usize].get(key)
+        self.tables[table as usize].get(key).map(|row| &row.value)
     }
 
-    /// Sets or removes a row.
-    pub fn set(&mut self, table: Table, key: &[u8], value: Option<Bytes>) {
-        let rows = &mut self.tables[table as usize];
-        self.bytes += value.as_ref().map_or(0, Bytes::len);
-        // Some rows change with each command: they need no new key.
-        if let Some(row) = rows.get_mut(key) {
-            self.bytes -= row.as_ref().map_or(0, Bytes::len);
-            *row = value;
-        } else {
-            self.bytes += ROW_COST + key.len();
-            rows.insert(key.into(), value);
+    /// Sets a row. `new` says that the layers below have nothing at its key.
+    pub fn set(&mut self, table: Table, key: &[u8], value: Bytes, new: bool) {
+        self.bytes += value.len();
+        match self.tables[table as usize].entry(key.into()) {
+            btree_map::Entry::Occupied(mut row) => {
+                // What is below does not change by what was here.
+                let row = row.get_mut();
+                self.bytes -= row.value.as_ref().map_or(0, Bytes::len);
+                row.value = Some(value);
+            }
+            btree_map::Entry::Vacant(place) => {
+                self.bytes += ROW_COST + key.len();
+                place.insert(Row { value: Some(value), new });
+            }
+        }
+    }
+
+    /// Removes a row.
+    pub fn remove(&mut self, table: Table, key: &[u8]) {
+        match self.tables[table as usize].entry(key.into()) {
+            btree_map::Entry::Occupied(mut row) => {
+                self.bytes -= row.get().value.as_ref().map_or(0, Bytes::len);
+                if row.get().new {
+                    self.bytes -= ROW_COST + key.len();
+                    row.remove();
+                } else {
+                    row.get_mut().value = None;
+                }
+            }
+            btree_map::Entry::Vacant(place) => {
+                self.bytes += ROW_COST + key.len();
+                place.insert(Row { value: None, new: false });
+            }
         }
     }
 
@@ -56,7 +91,7 @@ impl Overlay {
 
     /// All rows of a table.
     pub fn rows(&self, table: Table) -> impl Iterator<Item = (&[u8], &Option<Bytes>)> {
-        self.tables[table as usize].iter().map(|(key, value)| (key.as_ref(), value))
+        self.tables[table as usize].iter().map(|(key, row)| (key.as_ref(), &row.value))
     }
 
     /// The rows from `start` to `end`; `start` must not be after `end`.
@@ -96,6 +131,6 @@ impl<'a> Iterator for Merged<'a> {
             (Some(_), None) => self.upper.next(),
             (None, _) => self.lower.next(),
         };
-        row.map(|(key, value)| (key.as_ref(), value))
+        row.map(|(key, row)| (key.as_ref(), &row.value))
     }
 }

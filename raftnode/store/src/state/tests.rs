@@ -92,7 +92,11 @@ proptest! {
             match step {
                 Step::Put(table, number, value) => {
                     let (table, key) = (TABLES[usize::from(table)], key(number));
-                    state.inner().layers.write().put(table, &key, vec![value].into()).unwrap();
+                    let mut layers = state.inner().layers.write();
+                    match model.get(table, &key).unwrap() {
+                        Some(_) => layers.put(table, &key, vec![value].into()).unwrap(),
+                        None => layers.put_new(table, &key, vec![value].into()).unwrap(),
+                    }
                     model.put(table, &key, vec![value].into()).unwrap();
                 }
                 Step::Delete(table, number) => {
@@ -119,7 +123,10 @@ proptest! {
                     for layer in frozen.iter().map(|frozen| &**frozen).chain([&layers.active]) {
                         for table in Table::ALL {
                             for (key, value) in layer.rows(table) {
-                                merged.set(table, key, value.clone());
+                                match value {
+                                    Some(value) => merged.set(table, key, value.clone(), false),
+                                    None => merged.remove(table, key),
+                                }
                             }
                         }
                     }
