@@ -122,12 +122,25 @@ pub struct Config {
     pub watches_max: usize,
     /// How long a watcher may take nothing.
     pub watch_stall: Duration,
+    /// Threads for everything but the disk.
+    pub threads: usize,
     /// How long a stop waits for requests under way.
     pub drain: Duration,
 }
 
 /// Where metrics are served when nothing is said.
 const METRICS_DEFAULT: &str = "127.0.0.1:9740";
+/// Most threads when nothing is said.
+const THREADS_DEFAULT_MAX: usize = 4;
+/// Most threads at all.
+const THREADS_MAX: usize = 1024;
+
+/// Half of the cores: the disks' threads, and whatever else runs on the host, have the others.
+fn threads_default() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).clamp(1, THREADS_DEFAULT_MAX)
+}
+
 /// Longest name of a node in bytes.
 const NODE_NAME_MAX: usize = 64;
 
@@ -200,6 +213,7 @@ impl Config {
                 connections_per_identity: s.connections_per_identity.unwrap_or(4_096),
                 watches_max: s.watches_max.unwrap_or(16_384),
                 watch_stall: span(s.watch_stall, 30_000),
+                threads: s.threads.unwrap_or_else(threads_default),
                 drain: span(s.drain, 5_000),
             };
         config.check()?;
@@ -249,6 +263,9 @@ impl Config {
         }
         if self.election_max <= self.election_min {
             return Err(invalid("election-max", "it must be longer than election-min"));
+        }
+        if !(1..=THREADS_MAX).contains(&self.threads) {
+            return Err(invalid("threads", format!("{} is not from 1 to {THREADS_MAX}", self.threads)));
         }
         if self.snapshot_every == 0 {
             return Err(invalid("snapshot-every", "it must be at least 1"));

@@ -100,6 +100,11 @@ pub struct Settings {
     /// from where it was. Until then it may hold what one watch holds (see watches-max). Default 30s.
     #[arg(long, value_name = "TIME")]
     pub watch_stall: Option<Span>,
+    /// Threads for everything but the disk. One serves about as many requests as one core can, with
+    /// the fewest switches between threads; more help where a node has many clients or watches and
+    /// cores to spare. Default: half of the cores, from 1 to 4.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
     /// How long a stopping node waits for requests that are under way. Default 5s.
     #[arg(long, value_name = "TIME")]
     pub drain: Option<Span>,
@@ -132,6 +137,7 @@ impl Settings {
             connections_per_identity: self.connections_per_identity.or(file.connections_per_identity),
             watches_max: self.watches_max.or(file.watches_max),
             watch_stall: self.watch_stall.or(file.watch_stall),
+            threads: self.threads.or(file.threads),
             drain: self.drain.or(file.drain),
         }
     }
