@@ -15,7 +15,7 @@ const START_TIME: Duration = Duration::from_secs(60);
 /// The running cluster.
 pub struct EtcdCluster {
     members: Vec<Process>,
-    ports: [u16; 3],
+    ports: Vec<u16>,
     /// What the program says of itself.
     pub version: String,
 }
@@ -23,6 +23,15 @@ pub struct EtcdCluster {
 impl EtcdCluster {
     /// Starts it, with its data under `dir`.
     pub async fn start(dir: &Path) -> anyhow::Result<EtcdCluster> {
+        EtcdCluster::start_size(dir, 3).await
+    }
+
+    /// The same with one member.
+    pub async fn start_one(dir: &Path) -> anyhow::Result<EtcdCluster> {
+        EtcdCluster::start_size(dir, 1).await
+    }
+
+    async fn start_size(dir: &Path, size: usize) -> anyhow::Result<EtcdCluster> {
         let output = Command::new("etcd")
             .arg("--version")
             .output()
@@ -30,11 +39,11 @@ impl EtcdCluster {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.lines().next().unwrap_or_default().replace("etcd Version: ", "");
         let all = free_tcp_ports::<6>()?;
-        let (ports, peers) = ([all[0], all[1], all[2]], [all[3], all[4], all[5]]);
+        let (ports, peers) = (all[..size].to_vec(), all[3..3 + size].to_vec());
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let cluster: Vec<String> = (0..3).map(|i| format!("e{}={}", i + 1, url(peers[i]))).collect();
+        let cluster: Vec<String> = (0..size).map(|i| format!("e{}={}", i + 1, url(peers[i]))).collect();
         let mut members = Vec::new();
-        for i in 0..3 {
+        for i in 0..size {
             let name = format!("e{}", i + 1);
             let mut command = Command::new("etcd");
             // The environment must not configure it behind our back.
@@ -62,14 +71,19 @@ impl EtcdCluster {
         Ok(cluster)
     }
 
+    /// Ids of the members' processes.
+    pub fn processes(&self) -> Vec<u32> {
+        self.members.iter().map(Process::id).collect()
+    }
+
     /// Port of the member that leads: etcd is asked there, without a hop in between.
     pub async fn leader(&mut self) -> anyhow::Result<u16> {
-        let (members, ports) = (&mut self.members, self.ports);
+        let (members, ports) = (&mut self.members, &self.ports);
         until("etcd elects a leader", START_TIME, async || {
             for member in members.iter_mut() {
                 member.check()?;
             }
-            for port in ports {
+            for port in ports.iter().copied() {
                 if Etcd::connect(port).await?.leads().await? {
                     return Ok(port);
                 }
@@ -82,7 +96,7 @@ impl EtcdCluster {
     /// Port of a member that does not lead: where a watcher on another host may be connected.
     pub async fn follower(&mut self) -> anyhow::Result<u16> {
         let leader = self.leader().await?;
-        let other = self.ports.into_iter().find(|port| *port != leader);
+        let other = self.ports.iter().copied().find(|port| *port != leader);
         ensure!(other.is_some(), "etcd has only one member");
         Ok(other.unwrap_or(leader))
     }

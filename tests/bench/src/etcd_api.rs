@@ -90,6 +90,19 @@ pub struct WatchEvent {
     kv: Option<KeyValue>,
 }
 
+/// etcdserverpb.CompactionRequest.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CompactionRequest {
+    #[prost(int64, tag = "1")]
+    revision: i64,
+    #[prost(bool, tag = "2")]
+    physical: bool,
+}
+
+/// etcdserverpb.CompactionResponse, and DefragmentRequest and DefragmentResponse: nothing of them is looked at.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Nothing {}
+
 /// etcdserverpb.StatusRequest.
 #[derive(Clone, PartialEq, prost::Message)]
 struct StatusRequest {}
@@ -108,6 +121,8 @@ struct StatusResponse {
 struct ResponseHeader {
     #[prost(uint64, tag = "2")]
     member_id: u64,
+    #[prost(int64, tag = "3")]
+    revision: i64,
 }
 
 /// One HTTP/2 connection to one member.
@@ -159,6 +174,17 @@ impl Etcd {
     pub async fn leads(&mut self) -> anyhow::Result<bool> {
         let status: StatusResponse = self.unary("/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
         Ok(status.leader != 0 && status.header.is_some_and(|header| header.member_id == status.leader))
+    }
+
+    /// Forgets all old revisions, and gives the disk what is free of the database.
+    pub async fn compact(&mut self) -> anyhow::Result<()> {
+        // The status says what the newest revision is.
+        let status: StatusResponse = self.unary("/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
+        let revision = status.header.map_or(0, |header| header.revision);
+        let request = CompactionRequest { revision, physical: true };
+        let _: Nothing = self.unary("/etcdserverpb.KV/Compact", request).await?;
+        let _: Nothing = self.unary("/etcdserverpb.Maintenance/Defragment", Nothing {}).await?;
+        Ok(())
     }
 
     /// Watches all keys from `key` up to `range_end`.

@@ -12,6 +12,8 @@ use crate::stats::Samples;
 
 /// Size in bytes of the file that is read.
 const SIZE: usize = 256;
+/// After this long without a write a file is at rest: longer than a mount takes it for busy.
+const AT_REST: Duration = Duration::from_secs(3);
 /// Calls between two looks at the clock, where a call is about as cheap as that look.
 const BATCH: u32 = 256;
 
@@ -28,10 +30,12 @@ pub enum Access {
     Echo,
 }
 
-/// Makes the file that the others read.
+/// Makes the file that the others read, and waits until it is at rest: a mount reads a file that was written
+/// just now past the kernel's cache.
 pub fn prepare(dir: &Path) -> anyhow::Result<()> {
     let path = dir.join("file");
     std::fs::write(&path, [b'v'; SIZE]).with_context(|| format!("writing {path:?}"))?;
+    std::thread::sleep(AT_REST);
     std::fs::read(&path).map(drop).with_context(|| format!("reading {path:?}"))
 }
 

@@ -13,7 +13,7 @@ pub const CONNECTIONS_MAX: usize = 16;
 /// Size of a value in bytes.
 pub const VALUE_SIZE: usize = 256;
 /// Different keys that are written, over and over.
-const KEYS: u64 = 10_000;
+pub const KEYS: u64 = 10_000;
 
 /// Something that is asked in the same way on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,11 @@ pub enum Target {
 }
 
 impl Target {
+    /// Puts the value of a key with this number.
+    pub async fn put(&mut self, key: u64) -> anyhow::Result<()> {
+        self.perform(Operation::Put, key).await
+    }
+
     async fn perform(&mut self, operation: Operation, key: u64) -> anyhow::Result<()> {
         let name = format!("/bench/{key:08}");
         match self {

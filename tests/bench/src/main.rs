@@ -1,9 +1,12 @@
 //! `scripts/bench`: measures quorumfs and etcd side by side, in one run on one machine.
 
+mod cost;
 mod disk;
 mod etcd;
 mod etcd_api;
 mod events;
+mod failover;
+mod fanout;
 mod files;
 mod load;
 mod output;
@@ -12,6 +15,7 @@ mod process;
 mod quorum;
 mod report;
 mod run;
+mod scale;
 mod stats;
 
 use std::process::ExitCode;
@@ -22,6 +26,15 @@ fn main() -> anyhow::Result<ExitCode> {
     let args = output::Args::parse();
     let plan = args.plan()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let Some(clients) = args.cost() {
+        runtime.block_on(async {
+            tokio::select! {
+                done = cost::run(&plan, clients, args.with_etcd()) => done,
+                _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+            }
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = runtime.block_on(async {
         tokio::select! {
             report = run::run(&plan) => report,

@@ -16,6 +16,15 @@ pub struct Args {
     /// Short rounds: a first look, in under three minutes.
     #[arg(long)]
     quick: bool,
+    /// Only say what puts and gets cost, for these numbers of clients.
+    #[arg(long, value_name = "CLIENTS", value_delimiter = ',')]
+    cost: Option<Vec<usize>>,
+    /// With `--cost`: without etcd beside it.
+    #[arg(long)]
+    alone: bool,
+    /// Length of a round in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<u64>,
     /// Also write benchmarks.md, .json and .svg into this directory.
     #[arg(long, value_name = "DIR")]
     publish: Option<PathBuf>,
@@ -31,6 +40,16 @@ pub struct Args {
 }
 
 impl Args {
+    /// Numbers of clients for which only the costs are asked.
+    pub fn cost(&self) -> Option<&[usize]> {
+        self.cost.as_deref()
+    }
+
+    /// Whether etcd runs beside.
+    pub fn with_etcd(&self) -> bool {
+        !self.alone
+    }
+
     /// What is to be done.
     pub fn plan(&self) -> anyhow::Result<Plan> {
         let beside = || -> anyhow::Result<PathBuf> {
@@ -43,6 +62,7 @@ impl Args {
             .canonicalize()
             .with_context(|| format!("the directory for the data, {:?}", self.data))?;
         let (rounds, seconds) = if self.quick { (2, 2) } else { (3, 6) };
+        let seconds = self.seconds.unwrap_or(seconds);
         Ok(Plan { bin, data, rounds, time: Duration::from_secs(seconds), quick: self.quick })
     }
 }

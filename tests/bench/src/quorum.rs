@@ -1,5 +1,6 @@
 //! A quorumfs cluster on this machine: the real programs, their data on disk, mutual TLS as always.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -7,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use quorumfs_api::client::{Client, Session, Settings};
-use quorumfs_api::wire::{Admin, Consistency};
+use quorumfs_api::client::{Client, Session, Settings, Watch, WatchItem};
+use quorumfs_api::event::Change as Happened;
+use quorumfs_api::wire::{Admin, Answer, Call, Consistency, WatchStart};
 use quorumfs_api::{Command as Change, CreateMode, Key, LeaseChange, Owner};
 
 use crate::process::{Process, free_udp_ports, run, until};
@@ -17,6 +19,8 @@ use crate::process::{Process, free_udp_ports, run, until};
 const START_TIME: Duration = Duration::from_secs(60);
 /// How long a request may take.
 const CALL_TIME: Duration = Duration::from_secs(10);
+/// How long a snapshot may take.
+const SNAPSHOT_TIME: Duration = Duration::from_secs(120);
 /// Time to live of a session.
 const SESSION_TTL: Duration = Duration::from_secs(30);
 /// The identity of the benchmark.
@@ -26,10 +30,17 @@ const IDENTITY: &str = "admin";
 pub struct QuorumCluster {
     // Mounts end before the nodes that they need.
     mounts: Vec<Mount>,
-    _nodes: Vec<Process>,
+    nodes: Vec<Node>,
     bin: PathBuf,
     dir: PathBuf,
     addresses: Vec<String>,
+}
+
+/// One node, and how it is started.
+struct Node {
+    process: Process,
+    name: String,
+    args: Vec<OsString>,
 }
 
 struct Mount {
@@ -91,10 +102,11 @@ impl QuorumCluster {
                 flags(&mut command);
                 command.arg("--join").arg(&addresses[0]);
             }
-            nodes.push(Process::start(dir, &name, command)?);
+            let args = command.get_args().map(OsString::from).collect();
+            nodes.push(Node { process: Process::start(dir, &name, command)?, name, args });
         }
         let (bin, dir) = (bin.to_path_buf(), dir.to_path_buf());
-        let cluster = QuorumCluster { mounts: Vec::new(), _nodes: nodes, bin, dir, addresses };
+        let cluster = QuorumCluster { mounts: Vec::new(), nodes, bin, dir, addresses };
         let client = cluster.client()?;
         for id in 2..=size as u64 {
             until("a node joins", START_TIME, async || {
@@ -104,6 +116,11 @@ impl QuorumCluster {
         }
         until("the cluster serves", START_TIME, async || Ok(client.barrier(CALL_TIME).await?)).await?;
         Ok(cluster)
+    }
+
+    /// Ids of the nodes' processes.
+    pub fn processes(&self) -> Vec<u32> {
+        self.nodes.iter().map(|node| node.process.id()).collect()
     }
 
     fn client(&self) -> anyhow::Result<Client> {
@@ -116,11 +133,49 @@ impl QuorumCluster {
         Ok(Client::new(settings)?)
     }
 
+    fn node(&mut self, id: u64) -> anyhow::Result<&mut Node> {
+        let node = usize::try_from(id).ok().and_then(|id| self.nodes.get_mut(id.wrapping_sub(1)));
+        node.with_context(|| format!("there is no node {id}"))
+    }
+
+    /// Kills a node, as a crash would.
+    pub fn kill(&mut self, id: u64) -> anyhow::Result<()> {
+        self.node(id)?.process.kill()
+    }
+
+    /// Starts a node that was killed.
+    pub fn start_again(&mut self, id: u64) -> anyhow::Result<()> {
+        let (dir, bin) = (self.dir.clone(), self.bin.clone());
+        let node = self.node(id)?;
+        let mut command = Command::new(bin.join("raftnode"));
+        command.args(&node.args);
+        node.process = Process::start(&dir, &node.name, command)?;
+        Ok(())
+    }
+
+    /// Waits until a node has applied all that was committed when this was called.
+    pub async fn until_caught_up(&self, handle: &Handle, id: u64, time: Duration) -> anyhow::Result<()> {
+        let revision = handle.client.barrier(CALL_TIME).await?;
+        let addr = self.addresses.get(id as usize - 1).context("a node without an address")?;
+        until("a node comes back", time, async || {
+            match handle.client.call_at(addr, Call::Status, CALL_TIME).await? {
+                Answer::Status(status) if status.revision >= revision => Ok(()),
+                _ => anyhow::bail!("node {id} is behind"),
+            }
+        })
+        .await
+    }
+
+    /// As [`QuorumCluster::connect`], for a cluster that may take so long to serve.
+    pub async fn connect_within(&self, time: Duration) -> anyhow::Result<Handle> {
+        let client = self.client()?;
+        let session = client.session(SESSION_TTL, time).await.context("opening a session")?;
+        Ok(Handle { client, session: Arc::new(session) })
+    }
+
     /// A client of its own, with connections of its own.
     pub async fn connect(&self) -> anyhow::Result<Handle> {
-        let client = self.client()?;
-        let session = client.session(SESSION_TTL, CALL_TIME).await.context("opening a session")?;
-        Ok(Handle { client, session: Arc::new(session) })
+        self.connect_within(CALL_TIME).await
     }
 
     /// Mounts the store once more; answers where.
@@ -172,6 +227,51 @@ impl Handle {
         let consistency = if serializable { Consistency::Serializable } else { Consistency::Linearizable };
         let (_, record) = self.client.get(key.parse()?, consistency, CALL_TIME).await?;
         Ok(record.map(|record| record.value))
+    }
+}
+
+impl Handle {
+    /// Id of the leader.
+    pub async fn leader(&self) -> anyhow::Result<u64> {
+        until("a leader is known", START_TIME, async || {
+            self.client.status(CALL_TIME).await?.leader.context("no leader is known")
+        })
+        .await
+    }
+
+    /// Builds a snapshot at the leader, and purges its log behind it.
+    pub async fn snapshot(&self) -> anyhow::Result<()> {
+        Ok(self.client.admin(Admin::Snapshot, SNAPSHOT_TIME).await?)
+    }
+
+    /// Watches a subtree, from now on.
+    pub async fn watch(&self, prefix: &str) -> anyhow::Result<Values> {
+        let after = Some(self.client.barrier(CALL_TIME).await?);
+        let start = WatchStart { prefix: prefix.parse()?, after, copy_when_behind: false };
+        Ok(Values(self.client.watch(start)))
+    }
+}
+
+/// The values that are put in a subtree.
+pub struct Values(Watch);
+
+impl Values {
+    /// The next ones; `None` when the watch has ended.
+    pub async fn values(&mut self) -> Option<Vec<Bytes>> {
+        loop {
+            let WatchItem::Events(events) = self.0.next().await? else { continue };
+            let changes = events.into_iter().flat_map(|event| event.changes);
+            return Some(
+                changes
+                    .filter_map(|change| match change {
+                        Happened::Create { record, .. } | Happened::Update { record, .. } => {
+                            Some(record.value)
+                        }
+                        _ => None,
+                    })
+                    .collect(),
+            );
+        }
     }
 }
 

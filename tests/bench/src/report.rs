@@ -188,6 +188,13 @@ impl Report {
              - \"close to event\" is the time from the call of `close` on one mount to the return of `poll` on an inotify\n  \
                descriptor on another mount, with the new value read; etcd's is from the put at the leader to the answer of a watch at a\n  \
                follower.\n\
+             - \"put to the last of 1000 watchers\" is from the put to when the last of them has the value; they share 16\n  \
+               connections on both sides, and are in one process.\n\
+             - \"leader killed to next write\" is from SIGKILL to the acknowledgement of the next write of a client that wrote\n  \
+               just before; the node comes back before the next kill.\n\
+             - The large store, and what stays on disk, are those of one node. The restart is from the start of the process after\n  \
+               SIGKILL to a linearizable read. Compaction is a snapshot on our side; on etcd's it is compaction and\n  \
+               defragmentation, after which etcd's files are as small as they get.\n\
              - `stat` and `pread` are timed in batches, everything else call by call.\n\
              - \"raw\" is an append of 4 KiB and `fdatasync`, on the same disk, while nothing else runs.\n",
             cpus = machine.cpus,

@@ -12,7 +12,7 @@ use crate::load::{self, Operation, Target};
 use crate::quorum::QuorumCluster;
 use crate::report::{Aim, Machine, PutLoad, Report, Row};
 use crate::stats::{Samples, Summary};
-use crate::{disk, events};
+use crate::{disk, events, failover, fanout, scale};
 
 /// Numbers of clients, with the aims of issue 3: puts a second, and latency, as ratios to etcd's.
 const PUTS: [(usize, f64, f64); 4] = [(1, 1.3, 0.75), (16, 2.5, 0.4), (64, 4.0, 0.25), (256, 5.0, 0.2)];
@@ -20,6 +20,15 @@ const PUTS: [(usize, f64, f64); 4] = [(1, 1.3, 0.75), (16, 2.5, 0.4), (64, 4.0, 
 const GET_CLIENTS: usize = 64;
 /// What an event may take beyond a put, in milliseconds.
 const EVENT_EXTRA_MS: f64 = 0.5;
+
+/// Kills of the leader, in a full and in a short run.
+const KILLS: usize = 50;
+const KILLS_QUICK: usize = 5;
+/// What the next write may take after a kill, in milliseconds.
+const FAILOVER_P50_MS: f64 = 700.0;
+const FAILOVER_P99_MS: f64 = 1500.0;
+/// What a node with a large store may take to serve again, in seconds.
+const RESTART_S: f64 = 2.0;
 
 /// What to do.
 pub struct Plan {
@@ -35,7 +44,7 @@ pub struct Plan {
     pub quick: bool,
 }
 
-fn progress(text: &str) {
+pub fn progress(text: &str) {
     eprintln!("bench: {text}");
 }
 
@@ -108,16 +117,19 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
     let (a, b) = (quorum.mount().await?, quorum.mount().await?);
     let put = puts.first().map_or(f64::NAN, |load| load.ours.p50_ms);
     event_rows(plan, (&a, &b), &mut etcd, put, &mut rows, &mut details).await?;
+    fan_out_row(plan, &quorum, &mut etcd, &mut rows, &mut details).await?;
     drop((etcd, theirs));
     file_rows(plan, &b, &ours[0], &mut rows, &mut details).await?;
     drop(ours);
     quorum.unmount()?;
+    failover_rows(plan, &mut quorum, &mut rows, &mut details).await?;
     drop(quorum);
+    scale_rows(plan, dir.path(), &mut rows).await?;
     dir.close().context("removing the data of the run")?;
     Ok(Report { machine, quick: plan.quick, rows, puts, details })
 }
 
-fn make(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
+pub fn make(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
     let path = dir.join(name);
     std::fs::create_dir(&path).with_context(|| format!("making {path:?}"))?;
     Ok(path)
@@ -129,7 +141,7 @@ async fn one_node(plan: &Plan, dir: &Path) -> anyhow::Result<Summary> {
     Ok(load::run(&targets, Operation::Put, 1, plan.time).await?.summary())
 }
 
-async fn connect_quorum(cluster: &QuorumCluster, connections: usize) -> anyhow::Result<Vec<Target>> {
+pub async fn connect_quorum(cluster: &QuorumCluster, connections: usize) -> anyhow::Result<Vec<Target>> {
     let mut targets = Vec::new();
     for _ in 0..connections {
         targets.push(Target::Quorum(cluster.connect().await?));
@@ -137,7 +149,7 @@ async fn connect_quorum(cluster: &QuorumCluster, connections: usize) -> anyhow::
     Ok(targets)
 }
 
-async fn connect_etcd(cluster: &mut EtcdCluster, connections: usize) -> anyhow::Result<Vec<Target>> {
+pub async fn connect_etcd(cluster: &mut EtcdCluster, connections: usize) -> anyhow::Result<Vec<Target>> {
     let leader = cluster.leader().await?;
     let mut targets = Vec::new();
     for _ in 0..connections {
@@ -202,6 +214,56 @@ async fn event_rows(
     ));
     details.push(("close to inotify event".into(), ours));
     details.push(("etcd put to watch".into(), theirs));
+    Ok(())
+}
+
+async fn fan_out_row(
+    plan: &Plan,
+    quorum: &QuorumCluster,
+    etcd: &mut EtcdCluster,
+    rows: &mut Vec<Row>,
+    details: &mut Vec<(String, Summary)>,
+) -> anyhow::Result<()> {
+    progress(&format!("one put, {} watchers", fanout::WATCHERS));
+    let ours = fanout::quorum(quorum, plan.time).await?.summary();
+    let theirs = fanout::etcd(etcd, plan.time).await?.summary();
+    let what = format!("put to the last of {} watchers, p50", fanout::WATCHERS);
+    rows.push(Row::new(what, "ms", ours.p50_ms, theirs.p50_ms, "etcd", Aim::RatioAtMost(0.5)));
+    details.push(("fan-out, quorumfs".into(), ours));
+    details.push(("fan-out, etcd".into(), theirs));
+    Ok(())
+}
+
+async fn failover_rows(
+    plan: &Plan,
+    quorum: &mut QuorumCluster,
+    rows: &mut Vec<Row>,
+    details: &mut Vec<(String, Summary)>,
+) -> anyhow::Result<()> {
+    let kills = if plan.quick { KILLS_QUICK } else { KILLS };
+    progress(&format!("{kills} kills of the leader"));
+    let found = failover::kills(quorum, kills).await?.summary();
+    for (name, ms, most) in [("p50", found.p50_ms, FAILOVER_P50_MS), ("p99", found.p99_ms, FAILOVER_P99_MS)] {
+        let what = format!("leader killed to next write, {name} of {kills}");
+        rows.push(Row::new(what, "ms", ms, most, "aim", Aim::AtMost(most)));
+    }
+    details.push(("leader killed to next write".into(), found));
+    Ok(())
+}
+
+async fn scale_rows(plan: &Plan, dir: &Path, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    let found = scale::measure(plan, dir).await?;
+    let keys = found.keys;
+    let mut row = |what: String, unit, ours, other, against, aim| {
+        rows.push(Row::new(what, unit, ours, other, against, aim));
+    };
+    let most = RESTART_S;
+    row(format!("restart after a kill, {keys} keys"), "s", found.restart, most, "aim", Aim::AtMost(most));
+    let (ours, theirs) = found.memory;
+    row(format!("memory, {keys} keys"), "MiB", ours, theirs, "etcd", Aim::RatioAtMost(1.0));
+    let (ours, theirs) = found.disk;
+    let what = format!("on disk after {} puts and compaction", scale::PUTS);
+    row(what, "MiB", ours, theirs, "etcd", Aim::RatioAtMost(1.0));
     Ok(())
 }
 
