@@ -230,7 +230,7 @@ pub(crate) fn entry(dir: Ino, name: &[u8]) -> Vec<u8> {
 /// The name in the key of an entry.
 pub(crate) fn entry_name(key: &[u8]) -> Result<Name, StorageError> {
     let name = key.get(8..).unwrap_or_default();
-    Name::new(Bytes::copy_from_slice(name)).map_err(|error| damaged(Table::Entries, key, &error.to_string()))
+    Name::new(name).map_err(|error| damaged(Table::Entries, key, &error.to_string()))
 }
 
 /// First key after all that begin with `first`.

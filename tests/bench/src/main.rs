@@ -17,6 +17,7 @@ mod report;
 mod run;
 mod scale;
 mod stats;
+mod trees;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,11 @@ fn main() -> anyhow::Result<ExitCode> {
                 _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
             }
         })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.trees() {
+        let rows = runtime.block_on(run::trees(&plan))?;
+        print!("{}", report::table(&rows));
         return Ok(ExitCode::SUCCESS);
     }
     let report = runtime.block_on(async {

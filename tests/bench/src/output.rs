@@ -22,6 +22,9 @@ pub struct Args {
     /// With `--cost`: without etcd beside it.
     #[arg(long)]
     alone: bool,
+    /// Only measure large trees on a mount.
+    #[arg(long)]
+    trees: bool,
     /// Length of a round in seconds.
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
@@ -48,6 +51,11 @@ impl Args {
     /// Whether etcd runs beside.
     pub fn with_etcd(&self) -> bool {
         !self.alone
+    }
+
+    /// Whether only large trees are asked.
+    pub fn trees(&self) -> bool {
+        self.trees
     }
 
     /// What is to be done.

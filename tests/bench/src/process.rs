@@ -81,6 +81,17 @@ impl Drop for Process {
     }
 }
 
+/// Resident memory of these processes, in MiB.
+pub fn resident(processes: &[u32]) -> anyhow::Result<f64> {
+    let mut kib = 0.0;
+    for id in processes {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        kib += line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN);
+    }
+    Ok(kib / 1024.0)
+}
+
 /// Runs a command to its end; fails with what it said.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let output = command.output().with_context(|| format!("running {:?}", command.get_program()))?;

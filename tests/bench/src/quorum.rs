@@ -44,7 +44,7 @@ struct Node {
 }
 
 struct Mount {
-    _process: Process,
+    process: Process,
     path: PathBuf,
 }
 
@@ -180,20 +180,31 @@ impl QuorumCluster {
 
     /// Mounts the store once more; answers where.
     pub async fn mount(&mut self) -> anyhow::Result<PathBuf> {
+        self.mount_at("/").await
+    }
+
+    /// Mounts what is under a key; answers where.
+    pub async fn mount_at(&mut self, prefix: &str) -> anyhow::Result<PathBuf> {
         let name = format!("host{}", self.mounts.len());
         let path = self.dir.join(&name);
-        std::fs::create_dir(&path)?;
+        std::fs::create_dir_all(&path)?;
         let mut command = Command::new(self.bin.join("fsd"));
         command.arg("mount").arg(self.addresses.join(",")).arg(&path);
         command.arg("--certs").arg(self.dir.join("certs")).arg("--name").arg(IDENTITY);
+        command.arg("--prefix").arg(prefix);
         let mut process = Process::start(&self.dir, &format!("fsd-{name}"), command)?;
         until("the mount appears", START_TIME, async || {
             process.check()?;
             is_mounted(&path)
         })
         .await?;
-        self.mounts.push(Mount { _process: process, path: path.clone() });
+        self.mounts.push(Mount { process, path: path.clone() });
         Ok(path)
+    }
+
+    /// Ids of the mounts' processes.
+    pub fn mount_processes(&self) -> Vec<u32> {
+        self.mounts.iter().map(|mount| mount.process.id()).collect()
     }
 
     /// Ends the mounts; fails if one stays.
@@ -219,6 +230,16 @@ impl Handle {
         let command = put_command(key.parse()?, value);
         let outcome = self.session.write(command, CALL_TIME).await?;
         outcome.result.with_context(|| format!("put of {key}"))?;
+        Ok(())
+    }
+
+    /// Puts one value under many keys, in one transaction.
+    pub async fn put_all(&self, keys: Vec<String>, value: Bytes) -> anyhow::Result<()> {
+        let puts = keys.into_iter().map(|key| Ok(put_command(key.parse()?, value.clone())));
+        let then = puts.collect::<anyhow::Result<Vec<Change>>>()?;
+        let command = Change::Txn { compare: Vec::new(), then, otherwise: Vec::new() };
+        let outcome = self.session.write(command, CALL_TIME).await?;
+        outcome.result.context("putting many keys")?;
         Ok(())
     }
 

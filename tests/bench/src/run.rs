@@ -12,7 +12,7 @@ use crate::load::{self, Operation, Target};
 use crate::quorum::QuorumCluster;
 use crate::report::{Aim, Machine, PutLoad, Report, Row};
 use crate::stats::{Samples, Summary};
-use crate::{disk, events, failover, fanout, scale};
+use crate::{disk, events, failover, fanout, scale, trees};
 
 /// Numbers of clients, with the aims of issue 3: puts a second, and latency, as ratios to etcd's.
 const PUTS: [(usize, f64, f64); 4] = [(1, 1.3, 0.75), (16, 2.5, 0.4), (64, 4.0, 0.25), (256, 5.0, 0.2)];
@@ -29,6 +29,15 @@ const FAILOVER_P50_MS: f64 = 700.0;
 const FAILOVER_P99_MS: f64 = 1500.0;
 /// What a node with a large store may take to serve again, in seconds.
 const RESTART_S: f64 = 2.0;
+
+/// What a mount may take to appear, in seconds, and a key in the memory of `fsd`, in bytes.
+const MOUNT_S: f64 = 5.0;
+const KEY_B: f64 = 400.0;
+/// What listing a directory may take, and walking a tree, in milliseconds: 20 and 50 microseconds for each name.
+const LIST_MS: f64 = 200.0;
+const WALK_MS: f64 = 5_000.0;
+/// "Not slower", with what one run differs from the next.
+const SLOWER: f64 = 1.2;
 
 /// What to do.
 pub struct Plan {
@@ -125,8 +134,15 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
     failover_rows(plan, &mut quorum, &mut rows, &mut details).await?;
     drop(quorum);
     scale_rows(plan, dir.path(), &mut rows).await?;
+    rows.extend(tree_rows(plan, dir.path()).await?);
     dir.close().context("removing the data of the run")?;
     Ok(Report { machine, quick: plan.quick, rows, puts, details })
+}
+
+/// Only the large trees.
+pub async fn trees(plan: &Plan) -> anyhow::Result<Vec<Row>> {
+    let dir = tempfile::Builder::new().prefix("quorumfs-bench.").tempdir_in(&plan.data)?;
+    tree_rows(plan, dir.path()).await
 }
 
 pub fn make(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
@@ -265,6 +281,31 @@ async fn scale_rows(plan: &Plan, dir: &Path, rows: &mut Vec<Row>) -> anyhow::Res
     let what = format!("on disk after {} puts and compaction", scale::PUTS);
     row(what, "MiB", ours, theirs, "etcd", Aim::RatioAtMost(1.0));
     Ok(())
+}
+
+async fn tree_rows(plan: &Plan, dir: &Path) -> anyhow::Result<Vec<Row>> {
+    let found = trees::measure(plan, dir).await?;
+    let small = found.first().map_or([f64::NAN; 3], |tree| tree.one);
+    let small_keys = found.first().map_or(0, |tree| tree.keys);
+    let mut rows = Vec::new();
+    for tree in found {
+        let keys = tree.keys;
+        let mut row = |what: String, unit, ours, other, against, aim| {
+            rows.push(Row::new(format!("{keys} keys: {what}"), unit, ours, other, against, aim));
+        };
+        row("to mount".into(), "s", tree.mount, MOUNT_S, "aim", Aim::AtMost(MOUNT_S));
+        row("fsd, each key".into(), "B", tree.bytes, KEY_B, "aim", Aim::AtMost(KEY_B));
+        row("ls of 10000".into(), "ms", tree.list, LIST_MS, "aim", Aim::AtMost(LIST_MS));
+        if let Some(walk) = tree.walk {
+            row("find of 100000".into(), "ms", walk, WALK_MS, "aim", Aim::AtMost(WALK_MS));
+        }
+        if keys > small_keys {
+            for ((what, ours), other) in ["stat", "open+read+close", "echo"].iter().zip(tree.one).zip(small) {
+                row((*what).into(), "µs", ours, other, "with 10000", Aim::RatioAtMost(SLOWER));
+            }
+        }
+    }
+    Ok(rows)
 }
 
 async fn file_rows(

@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use crate::etcd::EtcdCluster;
 use crate::load::{self, Target};
+use crate::process::resident;
 use crate::quorum::QuorumCluster;
 use crate::run::{Plan, connect_etcd, connect_quorum, make, progress};
 
@@ -97,17 +98,6 @@ async fn fill(targets: &[Target], puts: u64, keys: u64) -> anyhow::Result<()> {
         writer??;
     }
     Ok(())
-}
-
-/// Resident memory of these processes, in MiB.
-fn resident(processes: &[u32]) -> anyhow::Result<f64> {
-    let mut kib = 0.0;
-    for id in processes {
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-        kib += line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN);
-    }
-    Ok(kib / 1024.0)
 }
 
 /// Bytes that the files under `dir` really take on disk.
