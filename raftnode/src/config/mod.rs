@@ -130,15 +130,16 @@ pub struct Config {
 
 /// Where metrics are served when nothing is said.
 const METRICS_DEFAULT: &str = "127.0.0.1:9740";
-/// Most threads when nothing is said.
-const THREADS_DEFAULT_MAX: usize = 4;
+/// Threads when nothing is said: from two, so that a node whose one thread is busy still sends its heartbeats in time,
+/// where others want the same cores.
+const THREADS_DEFAULT: std::ops::RangeInclusive<usize> = 2..=4;
 /// Most threads at all.
 const THREADS_MAX: usize = 1024;
 
 /// Half of the cores: the disks' threads, and whatever else runs on the host, have the others.
 fn threads_default() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / 2).clamp(1, THREADS_DEFAULT_MAX)
+    (cores / 2).clamp(*THREADS_DEFAULT.start(), *THREADS_DEFAULT.end())
 }
 
 /// Longest name of a node in bytes.
