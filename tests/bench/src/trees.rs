@@ -1,9 +1,9 @@
 //! Large trees on a mount: how long it takes to mount them, what a key takes in the memory of `fsd`, what walking
 //! them costs, and whether one key is slower among a million than among few.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
