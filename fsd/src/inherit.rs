@@ -13,7 +13,7 @@ use quorumfs_api::command::Command;
 use quorumfs_api::outcome::Outcome;
 use quorumfs_api::record::{Ino, Record, Timestamp};
 
-use crate::core::{Core, State, Touch};
+use crate::core::Core;
 use crate::errno::{Errno, Result};
 use crate::handle::{
     Buffer, Described, Fh, Handle, REPLAY_FH, Reader, Writer, count_edits_from, describe, same_version,
@@ -23,6 +23,7 @@ use crate::handover::image::{Edit, Image, Sent, Written};
 use crate::handover::note::{self, Note, Row};
 use crate::kernel::{NodeId, STAGE};
 use crate::mirror::{At, Mirror, Net, difference};
+use crate::state::{State, Touch};
 
 /// How long the replayer waits for calls that were under way, once it is known what came of them: what they
 /// did, the kernel shows by itself when they are answered.

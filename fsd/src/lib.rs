@@ -25,6 +25,7 @@
 //! | [`errno`] | the one table of errors |
 //! | [`serve`] | a mount, wired together |
 
+pub mod asked;
 pub mod attr;
 pub mod core;
 pub mod errno;
@@ -41,5 +42,7 @@ pub mod replay;
 pub mod report;
 pub mod rights;
 pub mod serve;
+pub mod state;
 pub mod store;
 pub mod swap;
+pub mod told;

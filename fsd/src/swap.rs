@@ -18,9 +18,9 @@ use quorumfs_api::record::{Ino, Kind, Record};
 use quorumfs_api::style::EventStyle;
 use serde::{Deserialize, Serialize};
 
-use crate::core::State;
 use crate::kernel::NodeId;
 use crate::mirror::At;
+use crate::state::State;
 
 /// Name of the link that is replaced.
 pub const DATA: &str = "..data";

@@ -7,13 +7,13 @@ use quorumfs_api::record::Ino;
 
 use super::{Caller, Fs};
 use crate::attr::{Attr, stamp};
-use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::handle::Fh;
 use crate::handover::note::Note;
 use crate::kernel::{NodeId, Object};
 use crate::replay::expect;
 use crate::report;
+use crate::state::Touch;
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,6 @@ use quorumfs_api::outcome::Done;
 use quorumfs_api::record::{Ino, Kind, Record};
 
 use super::{Caller, Entry, Fs, name};
-use crate::core::{State, Touch};
 use crate::errno::{Errno, Result};
 use crate::handle::{Buffer, Fh, Handle, REPLAY_FH, Reader, Writer};
 use crate::handover::call::RESENT;
@@ -17,6 +16,7 @@ use crate::handover::note::{Note, PUT};
 use crate::kernel::{NodeId, Object};
 use crate::replay::expect;
 use crate::report;
+use crate::state::{State, Touch};
 
 /// A file whose value changed within this time is read past the page cache: who reads it in pieces
 /// must not get pieces of two values, and the page cache has room for one.

@@ -8,13 +8,13 @@ use quorumfs_api::record::{Ino, LeaseId, Revision};
 use tokio::sync::watch;
 
 use super::{Caller, Fs};
-use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::handle::Fh;
 use crate::handover::note::Note;
 use crate::kernel::{NodeId, Object};
 use crate::locked::LockId;
 use crate::report;
+use crate::state::Touch;
 
 /// How often a waiter looks whether its process has a signal pending: a request cannot be killed
 /// while it is with us.

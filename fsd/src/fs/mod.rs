@@ -37,10 +37,11 @@ pub use locks::{Held, LockRequest};
 pub use names::STAGE_NAME;
 
 use crate::attr::Attr;
-use crate::core::{Core, State, TTL};
+use crate::core::{Core, TTL};
 use crate::errno::{Errno, Result};
 use crate::kernel::{NodeId, Object};
 use crate::mirror::At;
+use crate::state::State;
 
 /// Who makes a system call.
 #[derive(Clone, Copy, Debug)]

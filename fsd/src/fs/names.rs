@@ -9,12 +9,13 @@ use quorumfs_api::record::{Ino, Kind};
 
 use super::{Caller, Entry, Fs, name, report};
 use crate::attr::Attr;
-use crate::core::{State, TTL, orphan_attr};
+use crate::core::TTL;
 use crate::errno::{Errno, Result};
 use crate::handle::{Fh, Handle, Listed};
 use crate::kernel::{NodeId, Object, STAGE};
 use crate::mirror::{At, Net};
 use crate::report::DIR;
+use crate::state::{State, orphan_attr};
 use crate::swap::{self, Made};
 
 /// Where the replayer finds what it moves into its place, in the root: a name that no key can have, because

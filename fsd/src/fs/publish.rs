@@ -7,11 +7,11 @@ use quorumfs_api::outcome::Refusal;
 use quorumfs_api::record::LeaseId;
 
 use super::Fs;
-use crate::core::{State, Touch};
 use crate::errno::{Errno, Result};
 use crate::handle::{Buffer, Fh};
 use crate::handover::note::Note;
 use crate::kernel::{NodeId, Object};
+use crate::state::{State, Touch};
 
 /// What has to be sent for a handle.
 struct Plan {

@@ -11,7 +11,6 @@ use quorumfs_api::key::Name;
 use quorumfs_api::record::{Ino, Kind};
 
 use super::{Entry, Fs, Opened};
-use crate::core::State;
 use crate::errno::{Errno, Result};
 use crate::handle::{Handle, Listed, Reader};
 use crate::kernel::{NodeId, Object};
@@ -19,6 +18,7 @@ use crate::mirror::At;
 use crate::report::{
     self, Cluster, Daemon, File, Member, Mirror, Open, Replay, Report, Said, Session, UnixMs, unix_ms,
 };
+use crate::state::State;
 
 /// How long a report waits for the cluster.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);

@@ -7,12 +7,13 @@ use quorumfs_api::outcome::Done;
 use quorumfs_api::record::{Device, Ino, Kind};
 
 use super::{Caller, Entry, Fs, name};
-use crate::core::{Believed, State, Touch};
+use crate::asked::Believed;
 use crate::errno::{Errno, Result};
 use crate::handover::note;
 use crate::kernel::{NodeId, STAGE};
 use crate::mirror::{At, Net};
 use crate::replay::expect;
+use crate::state::{State, Touch};
 
 impl Fs {
     /// If this is the replayer making what it is about to make, the entry for it.

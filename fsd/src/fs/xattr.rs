@@ -6,10 +6,10 @@ use quorumfs_api::record::Record;
 use quorumfs_api::style;
 
 use super::Fs;
-use crate::core::Touch;
 use crate::errno::{Errno, Result};
 use crate::kernel::{NodeId, Object};
 use crate::report;
+use crate::state::Touch;
 
 /// Prefix of the computed ones.
 const COMPUTED: &str = "user.kv.";

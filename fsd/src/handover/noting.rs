@@ -6,9 +6,9 @@ use bytes::Bytes;
 use quorumfs_api::record::{Ino, Kind, Record};
 
 use super::note::{Attrs, Note, Row};
-use crate::core::State;
 use crate::kernel::NodeId;
 use crate::mirror::{At, Net};
+use crate::state::State;
 use crate::swap::Made;
 
 impl State {

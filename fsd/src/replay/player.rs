@@ -20,10 +20,11 @@ use quorumfs_api::style::EventStyle;
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::core::{Core, State};
+use crate::core::Core;
 use crate::fs::STAGE_NAME;
 use crate::handover::note::Note;
 use crate::mirror::{At, Net};
+use crate::state::State;
 use crate::swap::{self, DATA};
 
 /// System calls for one change.
