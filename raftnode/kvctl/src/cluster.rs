@@ -1,7 +1,7 @@
 //! `member ...`, `status` and `snapshot`.
 
 use quorumfs_api::client::settings::with_port;
-use quorumfs_api::wire::{Admin, Answer, Call, Member as Info, Status};
+use quorumfs_api::wire::{Admin, Member as Info, Status};
 use serde_json::{Value, json};
 
 use crate::cli::{Context, Member};
@@ -24,10 +24,7 @@ pub async fn member(context: &Context, member: Member) -> Result<(), Error> {
         Member::Promote { id } => (Admin::Promote(id), format!("member {id} votes")),
         Member::Remove { id } => {
             // To the cluster, taking out what is out is done: the answer to a first try may be lost.
-            let status = match context.client.call(Call::Status, context.timeout()).await? {
-                Answer::Status(status) => *status,
-                _ => context.client.status(context.timeout()).await?,
-            };
+            let status = context.client.leader_status(context.timeout()).await?;
             if !status.members.iter().any(|member| member.id == id) {
                 return Err(Error::Refused(format!(
                     "there is no member {id}; `kvctl member list` names all"
@@ -54,7 +51,7 @@ pub async fn snapshot(context: &Context) -> Result<(), Error> {
 }
 
 async fn list(context: &Context) -> Result<(), Error> {
-    let status = context.client.status(context.timeout()).await?;
+    let status = context.client.leader_status(context.timeout()).await?;
     if context.output.json {
         for member in &status.members {
             context.output.document(&json!({

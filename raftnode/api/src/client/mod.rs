@@ -28,7 +28,7 @@ mod watch;
 mod window;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
@@ -171,6 +171,20 @@ impl Client {
     /// What any one node says of itself and the cluster.
     pub async fn status(&self, timeout: Duration) -> Result<Status, ClientError> {
         match self.call_any(Call::Status, timeout).await? {
+            Answer::Status(status) => Ok(*status),
+            other => Err(unexpected("a status", &other)),
+        }
+    }
+
+    /// What the leader says of itself and the cluster: it is the first to know who is a member. Where no quorum answers within half
+    /// of the time, what any one node knows.
+    pub async fn leader_status(&self, timeout: Duration) -> Result<Status, ClientError> {
+        let deadline = Instant::now() + timeout;
+        // A node that is behind would answer as well; a barrier only a leader does.
+        if self.barrier(timeout / 2).await.is_err() {
+            return self.status(deadline.saturating_duration_since(Instant::now())).await;
+        }
+        match self.call(Call::Status, deadline.saturating_duration_since(Instant::now())).await? {
             Answer::Status(status) => Ok(*status),
             other => Err(unexpected("a status", &other)),
         }
