@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quorumfs_api::client::{Client, ClientError, Session};
 use quorumfs_api::record::{Record, Revision};
 use quorumfs_api::wire::{Consistency, Prefix};
-use quorumfs_api::{Command, CreateMode, Done, Key, LeaseChange, Owner, Refusal};
+use quorumfs_api::{Command, CreateMode, Done, Key, LeaseChange, Outcome, Owner, Refusal};
 
 use crate::report::Ended;
 use crate::shared::{Micros, Shared};
+
+const REMEMBERED: &str = "a request that was done is known, and not done again";
 
 /// What each operation gets.
 pub const TIMEOUT: Duration = Duration::from_secs(4);
@@ -43,6 +46,23 @@ impl Fate {
     }
 }
 
+impl Fate {
+    fn of(result: Result<Outcome, ClientError>) -> Fate {
+        match result {
+            Ok(outcome) => match outcome.result {
+                Ok(done) => Fate::Done(outcome.revision, done),
+                // The session ended, or the answer was forgotten: the refusal does not say what came before.
+                Err(refusal @ (Refusal::NoSession(_) | Refusal::Forgotten(_))) => {
+                    Fate::Unknown(refusal.to_string())
+                }
+                Err(refusal) => Fate::Refused(outcome.revision, refusal),
+            },
+            Err(error) if error.maybe_done() => Fate::Unknown(error.to_string()),
+            Err(error) => Fate::Never(error.to_string()),
+        }
+    }
+}
+
 /// A write with its times.
 #[derive(Clone, Debug)]
 pub struct Written {
@@ -59,20 +79,48 @@ pub async fn write(shared: &Shared, workload: &'static str, session: &Session, c
     let call = shared.now();
     let result = session.write(command, TIMEOUT).await;
     let ret = shared.now();
-    let fate = match result {
-        Ok(outcome) => match outcome.result {
-            Ok(done) => Fate::Done(outcome.revision, done),
-            // The session ended, or the answer was forgotten: the refusal does not say what came before.
-            Err(refusal @ (Refusal::NoSession(_) | Refusal::Forgotten(_))) => {
-                Fate::Unknown(refusal.to_string())
-            }
-            Err(refusal) => Fate::Refused(outcome.revision, refusal),
-        },
-        Err(error) if error.maybe_done() => Fate::Unknown(error.to_string()),
-        Err(error) => Fate::Never(error.to_string()),
-    };
+    let fate = Fate::of(result);
     shared.report.operation(workload, fate.ended());
     Written { call, ret, fate }
+}
+
+/// Does one write, and asks once more what became of it, as a client does that starts again in the middle. A write that
+/// was acknowledged must be known by its number; one whose fate was not known mostly has one after that.
+pub async fn write_and_ask(
+    shared: &Shared,
+    workload: &'static str,
+    session: &Session,
+    command: Command,
+) -> Written {
+    let call = shared.now();
+    let sent = Mutex::new(None);
+    let result = session.write_noting(None, command, TIMEOUT, |request| *sent.lock() = Some(request)).await;
+    let acknowledged = shared.now();
+    let fate = Fate::of(result);
+    shared.report.operation(workload, fate.ended());
+    let sent = sent.lock().take();
+    let (Some(sent), Fate::Done(..) | Fate::Unknown(_)) = (sent, &fate) else {
+        return Written { call, ret: acknowledged, fate };
+    };
+    // Only its own session knows the number.
+    let is_current = || session.id() == sent.session;
+    let asked = if is_current() { session.settle(sent.number, TIMEOUT).await.ok() } else { None };
+    let Some(answer) = asked.filter(|_| is_current()) else {
+        return Written { call, ret: acknowledged, fate };
+    };
+    let known = match answer {
+        Some(outcome) => Fate::of(Ok(outcome)),
+        None => Fate::Never("its number was used for nothing".into()),
+    };
+    if matches!(fate, Fate::Unknown(_)) {
+        return Written { call, ret: shared.now(), fate: known };
+    }
+    shared.report.checked(REMEMBERED, 1);
+    if known != fate {
+        let seen = format!("{fate:?} at first, and {known:?} when it was asked again");
+        shared.report.violation(REMEMBERED, format!("request {} of {}", sent.number, sent.session), seen);
+    }
+    Written { call, ret: acknowledged, fate }
 }
 
 /// A linearizable read with its times.

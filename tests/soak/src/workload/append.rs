@@ -12,7 +12,7 @@ use quorumfs_api::{Command, CreateMode, Owner};
 use tokio::task::JoinSet;
 
 use crate::shared::{Micros, Shared};
-use crate::store::{self, FINAL_TIMEOUT, Fate, key, write};
+use crate::store::{self, FINAL_TIMEOUT, Fate, key, write_and_ask};
 use crate::workload::ROOT;
 use crate::workload::watch::{Acknowledged, Effect};
 
@@ -115,7 +115,7 @@ async fn work(shared: Arc<Shared>, files: Arc<Files>, number: usize) {
             parents: true,
             owner: Owner::FILE,
         };
-        let written = write(&shared, NAME, &session, command).await;
+        let written = write_and_ask(&shared, NAME, &session, command).await;
         let ret = match written.fate {
             Fate::Done(revision, _) => {
                 let effects = vec![Effect::Ends(path, format!("{word} "))];
