@@ -25,7 +25,7 @@ pub fn between_mounts(from: &Path, to: &Path, time: Duration) -> anyhow::Result<
     let (from, to) = (from.join(DIRECTORY), to.join(DIRECTORY));
     std::fs::create_dir_all(&from).with_context(|| format!("making {from:?}"))?;
     let file = from.join("value");
-    std::fs::write(&file, "0")?;
+    std::fs::write(&file, "at first")?;
     let deadline = Instant::now() + EVENT_TIME;
     while !to.join("value").exists() {
         ensure!(Instant::now() < deadline, "{:?} did not appear on the other mount", file);
@@ -40,7 +40,8 @@ pub fn between_mounts(from: &Path, to: &Path, time: Duration) -> anyhow::Result<
     // The first write is left out: the file appeared just now, and its own event may still be on its way.
     let mut warm = false;
     while begin.elapsed() < time || !warm {
-        let text = samples.len().to_string();
+        // Each has a text of its own: an event that is left over must not pass for the one that is waited for.
+        let text = if warm { samples.len().to_string() } else { "warm".to_string() };
         let mut handle = OpenOptions::new().write(true).truncate(true).open(&file)?;
         handle.write_all(text.as_bytes())?;
         let start = Instant::now();
