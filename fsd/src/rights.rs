@@ -64,7 +64,7 @@ mod tests {
             mod_revision: 1,
             version: 1,
             lease: None,
-            author: String::new(),
+            author: "".into(),
             xattrs: Vec::new(),
             value: Default::default(),
         }

@@ -301,7 +301,7 @@ fn missing_root() -> Record {
         mod_revision: 0,
         version: 0,
         lease: None,
-        author: String::new(),
+        author: "".into(),
         xattrs: Vec::new(),
         value: Bytes::new(),
     }

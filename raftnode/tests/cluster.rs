@@ -16,7 +16,7 @@ async fn one_node_writes_and_reads() {
     assert!(matches!(outcome.result, Ok(Done::Written { created: true, .. })), "{outcome:?}");
     assert_eq!(client.get("/a/b").await.unwrap().unwrap(), b"1".as_slice());
     let record = client.get_with("/a/b", Consistency::Serializable).await.unwrap().unwrap();
-    assert_eq!((record.author.as_str(), record.mod_revision), ("admin", outcome.revision));
+    assert_eq!((&*record.author, record.mod_revision), ("admin", outcome.revision));
     let range = Call::Range {
         prefix: Prefix::Tree(Key::root()),
         keys_only: true,

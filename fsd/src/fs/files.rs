@@ -209,7 +209,7 @@ impl Fs {
                     mod_revision: 0,
                     version: 0,
                     lease: None,
-                    author: String::new(),
+                    author: "".into(),
                     xattrs: Vec::new(),
                     value: Bytes::new(),
                 });

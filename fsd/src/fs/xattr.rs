@@ -21,7 +21,7 @@ fn computed(record: &Record, name: &str) -> Option<String> {
         "create_revision" => Some(record.create_revision.to_string()),
         "version" => Some(record.version.to_string()),
         "lease" => record.lease.map(|lease| lease.to_string()),
-        "author" => Some(record.author.clone()),
+        "author" => Some(record.author.to_string()),
         _ => None,
     }
 }

@@ -79,7 +79,7 @@ impl Row {
             mod_revision: 0,
             version: self.version,
             lease: None,
-            author: String::new(),
+            author: "".into(),
             xattrs: self.attrs.xattrs.clone(),
             value: Bytes::new(),
         }

@@ -5,7 +5,8 @@
 
 mod diff;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use quorumfs_api::event::{Change, Event, Place};
@@ -106,6 +107,8 @@ pub struct Node {
 pub struct Mirror {
     // Boxed, because up to half of a hash table is empty.
     nodes: HashMap<Ino, Box<Node>>,
+    /// Names of authors, each once: there are few of them and many records.
+    authors: HashSet<Arc<str>>,
     /// The store's number of the mounted directory, while it exists.
     root: Option<Ino>,
     /// The tree is that of this revision.
@@ -234,7 +237,18 @@ impl Mirror {
         self.nodes.keys().copied()
     }
 
-    fn insert(&mut self, at: At, record: Record) -> Result<(), OutOfStep> {
+    /// That name, in memory once.
+    fn author(&mut self, author: Arc<str>) -> Arc<str> {
+        if let Some(known) = self.authors.get(&author) {
+            return known.clone();
+        }
+        // As many as have ever written while this tree was followed: a new copy begins anew.
+        self.authors.insert(author.clone());
+        author
+    }
+
+    fn insert(&mut self, at: At, mut record: Record) -> Result<(), OutOfStep> {
+        record.author = self.author(record.author);
         let (ino, kind) = (record.ino, record.kind);
         if self.nodes.contains_key(&ino) {
             return Err(OutOfStep(format!("inode {ino} is made twice")));
@@ -313,7 +327,8 @@ impl Mirror {
                 self.touch(at.0, event);
                 net.push(Net::Create { at, ino, kind });
             }
-            Change::Update { record, .. } => {
+            Change::Update { mut record, .. } => {
+                record.author = self.author(record.author);
                 let ino = self.inner(record.ino);
                 self.existing(ino)?.record = record;
                 net.push(Net::Update { ino });
@@ -321,6 +336,7 @@ impl Mirror {
             Change::Attr { mut record, .. } => {
                 let ino = self.inner(record.ino);
                 record.ino = ino;
+                record.author = self.author(record.author);
                 let node = self.existing(ino)?;
                 // The value is left out of such an event because it did not change.
                 record.value = node.record.value.clone();
@@ -392,11 +408,12 @@ impl Mirror {
     }
 
     fn settle(&mut self, ino: Ino, at: At, event: &Event) -> Result<(), OutOfStep> {
+        let author = self.author(event.author.as_str().into());
         let node = self.existing(ino)?;
         node.at = Some(at);
         node.record.ctime = event.time;
         node.record.mod_revision = event.revision;
-        node.record.author.clone_from(&event.author);
+        node.record.author = author;
         Ok(())
     }
 }

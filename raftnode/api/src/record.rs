@@ -1,5 +1,7 @@
 //! What the store knows of one key.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +108,7 @@ pub struct Record {
     /// The lease whose end deletes this key.
     pub lease: Option<LeaseId>,
     /// Name in the certificate of who last changed the record.
-    pub author: String,
+    pub author: Arc<str>,
     /// Extended attributes in order of their names.
     pub xattrs: Vec<(Bytes, Bytes)>,
     /// A file's content or a symlink's target; empty for a directory.

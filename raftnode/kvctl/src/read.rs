@@ -142,7 +142,7 @@ pub async fn ls(context: &Context, args: Ls) -> Result<(), Error> {
                 record.value.len().to_string(),
                 record.mod_revision.to_string(),
                 output::moment(record.mtime),
-                record.author.clone(),
+                record.author.to_string(),
                 name,
             ]
         })

@@ -84,7 +84,7 @@ impl NodeRow {
             mod_revision: self.mod_revision,
             version: self.version,
             lease: self.lease,
-            author: self.author,
+            author: self.author.into(),
             xattrs: self.xattrs,
             value,
         }

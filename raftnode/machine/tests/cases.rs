@@ -463,7 +463,7 @@ fn times_and_authors_are_those_of_the_proposal() {
         let record = view::get(&tables, &key(dir)).unwrap().unwrap();
         assert_eq!((record.mtime, record.ctime), (Timestamp(5_000), Timestamp(5_000)));
         assert!(record.mod_revision < revision, "names inside are not the directory's own record");
-        assert_eq!(record.author, "alice");
+        assert_eq!(&*record.author, "alice");
     }
     let file = view::get(&tables, &key("/empty/file")).unwrap().unwrap();
     assert_eq!((file.mtime, file.ctime), (Timestamp(1_000), Timestamp(5_000)));

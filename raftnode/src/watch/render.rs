@@ -176,7 +176,7 @@ mod tests {
             mod_revision: revision,
             version: 1,
             lease: None,
-            author: String::new(),
+            author: "".into(),
             xattrs: vec![],
             value: vec![0; bytes].into(),
         };

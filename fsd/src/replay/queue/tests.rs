@@ -24,7 +24,7 @@ fn record(ino: u64) -> Record {
         mod_revision: 1,
         version: 1,
         lease: None,
-        author: String::new(),
+        author: "".into(),
         xattrs: Vec::new(),
         value: Bytes::new(),
     }

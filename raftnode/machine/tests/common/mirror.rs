@@ -116,7 +116,7 @@ impl Mirror {
         node.name = to.name.clone();
         node.record.ctime = event.time;
         node.record.mod_revision = event.revision;
-        node.record.author.clone_from(&event.author);
+        node.record.author = event.author.as_str().into();
     }
 
     /// With all below it: a directory that leaves a subtree takes what it has along.

@@ -79,7 +79,7 @@ impl Reference {
             mod_revision: 0,
             version: 1,
             lease: None,
-            author: String::new(),
+            author: "".into(),
             xattrs: Vec::new(),
             value: Bytes::new(),
         };
@@ -434,7 +434,7 @@ impl Reference {
         let record = self.objects.get_mut(path).unwrap();
         record.ctime = p.time;
         record.mod_revision = self.revision + 1;
-        record.author.clone_from(&p.author);
+        record.author = p.author.as_str().into();
         record
     }
 
@@ -480,7 +480,7 @@ impl Reference {
             mod_revision: self.revision + 1,
             version: 1,
             lease,
-            author: p.author.clone(),
+            author: p.author.as_str().into(),
             xattrs: Vec::new(),
             value,
         };
