@@ -137,14 +137,16 @@ impl Connection {
     pub async fn watch(self: &Arc<Self>, start: WatchStart) -> Result<WatchStream, String> {
         let hello = codec::encode(FrameKind::Hello, &Hello::Watch(start)).map_err(|e| e.to_string())?;
         let (mut send, recv) = self.quic.open_bi().await.map_err(|e| explain_lost(&e))?;
-        send.write_chunk(hello).await.map_err(|e| e.to_string())?;
+        send.write_chunk(hello).await.map_err(|e| self.ended().unwrap_or_else(|| e.to_string()))?;
         self.watches.fetch_add(1, Ordering::Relaxed);
         Ok(WatchStream { connection: self.clone(), send, recv: BufReader::with_capacity(READ_BUFFER, recv) })
     }
 
     /// Why it has ended; `None` while it stands.
     pub fn ended(&self) -> Option<String> {
-        self.pending.lock().ended.clone()
+        let ended = self.pending.lock().ended.clone();
+        // Whoever reads another stream may notice the end first: the connection itself knows the node's reason.
+        ended.or_else(|| self.quic.close_reason().map(|reason| explain_lost(&reason)))
     }
 
     /// How long the node has known no leader: it may be cut off, and its watches stand still.

@@ -155,7 +155,8 @@ impl Watcher {
                         if opened.elapsed() > PAUSE_MAX {
                             pause = PAUSE_MIN;
                         }
-                        told = true;
+                        // Why it cannot go on, if it cannot, is another story.
+                        told = false;
                         round = 0;
                         left = Some(addr);
                         break;
