@@ -95,10 +95,11 @@ fn renames_and_swaps_are_shown_by_the_next_worker_too() {
         });
         // The writer's own programs wait for a move as well.
         moved(&mut watcher_of_writer, "f", &what);
-        moved(&mut swaps, "..data", &what);
-        let link_now = link();
-        assert_ne!(link_now, link_before, "{what}");
-        link_before = link_now;
+        // The first may be left over from the making of the directory.
+        while link() == link_before {
+            moved(&mut swaps, "..data", &what);
+        }
+        link_before = link();
         assert_eq!(fs::read_to_string(swapped.join("..data/f")).unwrap(), text, "{what}");
     }
     // By the oldest number as well as by the name it is the same file.
