@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use quorumfs_api::limits::VALUE_MAX_LIMIT;
 use quorumfs_api::record::{Ino, Kind, Record};
 use quorumfs_api::style::EventStyle;
@@ -287,22 +286,5 @@ pub fn orphan_attr(record: &Record, node: NodeId, shown: &Overrides) -> Attr {
 
 /// What is shown while the mounted prefix does not exist: an empty directory that nobody can write.
 fn missing_root() -> Record {
-    use quorumfs_api::record::Timestamp;
-    Record {
-        ino: Ino::ROOT,
-        kind: Kind::Dir,
-        mode: 0o555,
-        uid: 0,
-        gid: 0,
-        atime: Timestamp(0),
-        mtime: Timestamp(0),
-        ctime: Timestamp(0),
-        create_revision: 0,
-        mod_revision: 0,
-        version: 0,
-        lease: None,
-        author: "".into(),
-        xattrs: Vec::new(),
-        value: Bytes::new(),
-    }
+    Record { mode: 0o555, ..Record::unmade(Ino::ROOT, Kind::Dir) }
 }

@@ -197,21 +197,13 @@ impl Fs {
             if !exclusive && !sync && is_for_writing(flags) {
                 let now = Self::now();
                 let node = state.kernel.make_private(at, |ino| Record {
-                    ino,
-                    kind: Kind::File,
                     mode: owner.mode,
                     uid: owner.uid,
                     gid: owner.gid,
                     atime: now,
                     mtime: now,
                     ctime: now,
-                    create_revision: 0,
-                    mod_revision: 0,
-                    version: 0,
-                    lease: None,
-                    author: "".into(),
-                    xattrs: Vec::new(),
-                    value: Bytes::new(),
+                    ..Record::unmade(ino, Kind::File)
                 });
                 if let Some(private) = state.kernel.private(node) {
                     state.note(|| Note::Private(node, private.at.clone(), private.record.clone()));

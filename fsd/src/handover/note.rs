@@ -67,21 +67,15 @@ impl Row {
     /// A record with all that is known.
     pub fn record(&self) -> Record {
         Record {
-            ino: self.ino,
-            kind: self.kind,
             mode: self.attrs.mode,
             uid: self.attrs.uid,
             gid: self.attrs.gid,
             atime: self.attrs.atime,
             mtime: self.attrs.mtime,
             ctime: self.attrs.mtime,
-            create_revision: 0,
-            mod_revision: 0,
             version: self.version,
-            lease: None,
-            author: "".into(),
             xattrs: self.attrs.xattrs.clone(),
-            value: Bytes::new(),
+            ..Record::unmade(self.ino, self.kind)
         }
     }
 }

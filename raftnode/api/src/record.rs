@@ -114,3 +114,26 @@ pub struct Record {
     /// A file's content or a symlink's target; empty for a directory.
     pub value: Bytes,
 }
+
+impl Record {
+    /// One that no revision has made yet: nobody's, without permissions, times and value.
+    pub fn unmade(ino: Ino, kind: Kind) -> Record {
+        Record {
+            ino,
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            atime: Timestamp(0),
+            mtime: Timestamp(0),
+            ctime: Timestamp(0),
+            create_revision: 0,
+            mod_revision: 0,
+            version: 0,
+            lease: None,
+            author: "".into(),
+            xattrs: Vec::new(),
+            value: Bytes::new(),
+        }
+    }
+}
