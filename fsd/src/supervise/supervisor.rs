@@ -241,6 +241,9 @@ impl Supervisor<'_> {
             let candidate = self.candidate.as_ref();
             let late = candidate.map_or(Instant::now(), |candidate| candidate.until);
             let candidate = candidate.map(|candidate| &candidate.worker);
+            // Who asks for an upgrade while a worker starts is heard when it serves: the supervisor may hear of that later than
+            // whoever was served.
+            let serves = matches!(&self.worker, Some(Worker { phase: Phase::Serving(_), .. }));
             let next = tokio::select! {
                 report = report_of(self.worker.as_ref()) => self.on_report(report).await?,
                 report = report_of(candidate) => self.on_candidate(report).await?,
@@ -262,8 +265,8 @@ impl Supervisor<'_> {
                         Next::Stay
                     }
                 },
-                _ = upgrade.recv() => { self.upgrade(None).await; Next::Stay }
-                asker = asked(self.requests.as_mut()) => { self.upgrade(Some(asker)).await; Next::Stay }
+                _ = upgrade.recv(), if serves => { self.upgrade(None).await; Next::Stay }
+                asker = asked(self.requests.as_mut()), if serves => { self.upgrade(Some(asker)).await; Next::Stay }
                 _ = reap.tick() => { self.reap(); Next::Stay }
             };
             if let Next::End(code) = next {
@@ -434,13 +437,12 @@ impl Supervisor<'_> {
 
     /// Starts a worker of the program that is installed now.
     async fn upgrade(&mut self, asker: Option<Asker>) {
-        let result = match &self.worker {
-            _ if self.candidate.is_some() => Err(anyhow::anyhow!("an upgrade is under way already")),
-            Some(Worker { phase: Phase::Serving(_), .. }) if !self.resends => Err(anyhow::anyhow!(
-                "this kernel cannot do that: it takes Linux 6.9; unmount, and mount anew"
-            )),
-            Some(Worker { phase: Phase::Serving(_), .. }) => self.candidate_worker(),
-            _ => Err(anyhow::anyhow!("a worker is starting just now: try again")),
+        let result = if self.candidate.is_some() {
+            Err(anyhow::anyhow!("an upgrade is under way already"))
+        } else if !self.resends {
+            Err(anyhow::anyhow!("this kernel cannot do that: it takes Linux 6.9; unmount, and mount anew"))
+        } else {
+            self.candidate_worker()
         };
         match result {
             Ok(worker) => {

@@ -43,14 +43,6 @@ fn kill_and_wait(host: &Host) {
     another_worker(host, &before);
 }
 
-/// Waits until the supervisor knows that the worker serves: that answers a moment before, and an upgrade is
-/// refused until then.
-#[track_caller]
-fn wait_until_known(host: &Host) {
-    let serving = format!("worker={}\n", host.workers()[0]);
-    until("the supervisor knows of the worker", LIMIT, || host.log().contains(&serving));
-}
-
 #[track_caller]
 fn upgrade(host: &Host) -> std::process::Output {
     let mut command = Command::new(binary("fsd"));
@@ -260,7 +252,6 @@ fn an_upgrade_takes_the_program_that_is_installed() {
     assert_eq!(fs::read_link(format!("/proc/{}/exe", host.workers()[0])).unwrap(), runs);
     // The signal does the same.
     let workers = host.workers();
-    wait_until_known(&host);
     host.signal(libc::SIGUSR2);
     another_worker(&host, &workers);
     fs::write(host.join("f"), "written").unwrap();
