@@ -115,7 +115,8 @@ impl State {
         direct: bool,
     ) -> (Bytes, u64, (Timestamp, Timestamp)) {
         let ino = self.kernel.ino(node).unwrap_or(Ino(node));
-        let now = self.mirror.get(ino).map(|found| &found.record);
+        // What has lost its name is what it was then.
+        let now = self.mirror.get(ino).map(|found| &found.record).or_else(|| self.kernel.orphaned(node));
         let times = now.map_or_else(Default::default, |record| (record.mtime, record.ctime));
         if let Some(record) = now.filter(|record| !direct || same_version(said, record.version)) {
             return (record.value.clone(), record.version, times);
@@ -251,12 +252,12 @@ impl Core {
         state.swap(swaps);
         if let Some(session) = image.session {
             for (ino, owner, fh) in image.locks {
-                state.locked.take(fh, (ino, owner), session);
+                state.locked.inherit(fh, (ino, owner), session);
             }
         }
-        let written: Vec<(Fh, NodeId)> =
-            state.inherited.written.iter().map(|(fh, written)| (*fh, written.node)).collect();
-        for (fh, node) in written {
+        let pending = state.inherited.written.iter().filter(|(_, written)| !written.edits.is_empty());
+        let pending: Vec<(Fh, NodeId)> = pending.map(|(fh, written)| (*fh, written.node)).collect();
+        for (fh, node) in pending {
             state.revive(node, fh, 0);
         }
         self.shown.send_if_modified(|shown| {
@@ -373,8 +374,8 @@ fn concerns(net: &Net, touch: &Touch) -> bool {
 impl State {
     /// Closes a handle, and does away with what was noted of it.
     pub fn close(&mut self, fh: Fh) {
-        if let Some(Handle::Writer(writer)) = self.handles.remove(fh)
-            && writer.edits > 0
+        if let Some(Handle::Writer(_)) = self.handles.remove(fh)
+            && !call::closes(fh)
         {
             self.note(|| Note::Closed(fh));
         }

@@ -28,6 +28,9 @@ pub struct Locked {
     /// Those that the store is being told of that they are given up, with how often. Whoever wants one of them for
     /// the same owner comes after that: the kernel may call the next open file as it called the one that is closed.
     leaving: HashMap<LockId, usize>,
+    /// Open files through which an earlier worker took locks. One of them may be closed by now, and the request that says so
+    /// be on its way still, while the next open file of the same name for the kernel locks already.
+    inherited: HashSet<Fh>,
 }
 
 impl Locked {
@@ -35,6 +38,25 @@ impl Locked {
     pub fn take(&mut self, fh: Fh, lock: LockId, session: LeaseId) {
         self.taken.insert(lock, session);
         self.through.entry(fh).or_default().insert(lock);
+    }
+
+    /// A lock was granted by an earlier worker.
+    pub fn inherit(&mut self, fh: Fh, lock: LockId, session: LeaseId) {
+        self.inherited.insert(fh);
+        self.take(fh, lock, session);
+    }
+
+    /// Whether an owner has that lock from the time of an earlier worker, through another open file: that may be one
+    /// which is about to go.
+    pub fn may_be_leaving(&self, fh: Fh, lock: LockId) -> bool {
+        let mut others = self.through.iter().filter(|(other, locks)| **other != fh && locks.contains(&lock));
+        others.any(|(other, _)| self.inherited.contains(other))
+    }
+
+    /// No such request has come: those others are open.
+    pub fn is_not_leaving(&mut self, lock: LockId) {
+        let through = &self.through;
+        self.inherited.retain(|fh| !through.get(fh).is_some_and(|locks| locks.contains(&lock)));
     }
 
     /// The session in which a lock is held.
@@ -82,7 +104,11 @@ impl Locked {
     /// An open file is closed for good. Gives what went with it, see [`Locked::leave`].
     pub fn close(&mut self, fh: Fh) -> Vec<(LockId, LeaseId)> {
         self.lost.remove(&fh);
-        let gone = self.through.remove(&fh).unwrap_or_default();
+        let mut gone = self.through.remove(&fh).unwrap_or_default();
+        if self.inherited.remove(&fh) {
+            // It belongs to whoever has the same name now.
+            gone.retain(|lock| !self.through.values().any(|locks| locks.contains(lock)));
+        }
         gone.into_iter().filter_map(|lock| Some((lock, self.leave(lock)?))).collect()
     }
 
@@ -184,6 +210,25 @@ mod tests {
         locked.left(A);
         assert!(!locked.is_leaving(A));
         locked.left(A);
+    }
+
+    #[test]
+    fn what_an_earlier_worker_left_is_not_taken_from_the_next_of_the_same_name() {
+        let mut locked = Locked::default();
+        locked.inherit(1, A, OLD);
+        assert!(locked.may_be_leaving(2, A) && !locked.may_be_leaving(1, A) && !locked.may_be_leaving(2, B));
+        locked.take(2, A, OLD);
+        assert_eq!(locked.close(1), [], "the second has it");
+        assert_eq!(locked.session(A), Some(OLD));
+        assert!(!locked.may_be_leaving(3, A));
+        assert_eq!(locked.close(2), [(A, OLD)]);
+        // Where nobody else has it, or both are known to be open, it goes.
+        locked.inherit(4, B, OLD);
+        assert_eq!(locked.close(4), [(B, OLD)]);
+        locked.inherit(5, A, OLD);
+        locked.is_not_leaving(A);
+        locked.take(6, A, OLD);
+        assert_eq!(locked.close(5), [(A, OLD)]);
     }
 
     #[test]

@@ -30,6 +30,9 @@ const SESSION_PAUSE: Duration = Duration::from_millis(50);
 const CANCEL_TIME: Duration = Duration::from_millis(100);
 /// How often it is looked whether a lock of the same owner has been given up.
 const LEAVING_CHECK: Duration = Duration::from_millis(2);
+/// How long an owner who has a lock from the time of an earlier worker, through another open file, waits for the close of that: the
+/// kernel asks again what was not answered, in no order. A process with two descriptors waits so long once.
+const INHERITED_WAIT: Duration = Duration::from_secs(1);
 /// How often a lock that is given up is tried to be taken off the store.
 const UNLOCK_ATTEMPTS: usize = 20;
 
@@ -120,7 +123,7 @@ impl Fs {
         }
         let kind = lock_kind(request.kind)?;
         let ino = self.locked_file(node).await?;
-        self.wait_until_left((ino, request.owner)).await?;
+        self.wait_until_left(fh, (ino, request.owner)).await?;
         let mut wanted = Wanted { ino, kind, fh, request, waits: false };
         let taken = self.take(caller, &mut wanted).await;
         if taken.is_err() && wanted.waits {
@@ -289,15 +292,23 @@ impl Fs {
     }
 
     /// Waits until nothing more is given up for that owner: else it would take away what he gets now.
-    async fn wait_until_left(&self, lock: LockId) -> Result<()> {
-        let deadline = self.core.deadline();
-        while self.core.state.lock().locked.is_leaving(lock) {
-            if Instant::now() >= deadline {
+    async fn wait_until_left(&self, fh: Fh, lock: LockId) -> Result<()> {
+        let (begun, deadline) = (Instant::now(), self.core.deadline());
+        loop {
+            let (leaves, may_leave) = {
+                let state = self.core.state.lock();
+                (state.locked.is_leaving(lock), state.locked.may_be_leaving(fh, lock))
+            };
+            if leaves && Instant::now() >= deadline {
                 return Err(Errno::ETIMEDOUT);
+            }
+            if may_leave && begun.elapsed() >= INHERITED_WAIT {
+                self.core.state.lock().locked.is_not_leaving(lock);
+            } else if !leaves && !may_leave {
+                return Ok(());
             }
             tokio::time::sleep(LEAVING_CHECK).await;
         }
-        Ok(())
     }
 
     /// Whether it is done, or will never be.

@@ -27,7 +27,6 @@ fn all_read(open: &[File], text: &str) {
 /// Where values are shown as renames, the kernel knows a file by many numbers, and all of them are known to the next
 /// worker; where `..data` is swapped, it knows links that are in no store.
 #[test]
-#[ignore = "finds a defect that is still there: SEMANTICS.md, the known defects of --supervise"]
 fn renames_and_swaps_are_shown_by_the_next_worker_too() {
     let _guard = guard(180);
     let pair = Pair::supervised();
