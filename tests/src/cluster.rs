@@ -19,6 +19,8 @@ const MEMBER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nodes, their certificates and their data. All of it goes when this is dropped.
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// The newest id: one that was removed is never given to another node.
+    newest: u64,
     certs: PathBuf,
     flags: Vec<String>,
     /// Whether new nodes can be broken from within.
@@ -52,6 +54,7 @@ impl Cluster {
         let certs = scratch.path().join("certs");
         let mut cluster = Cluster {
             nodes: Vec::new(),
+            newest: 0,
             flags: flags.iter().map(|f| f.to_string()).collect(),
             breakable: false,
             certs,
@@ -72,8 +75,9 @@ impl Cluster {
     }
 
     /// Describes the next node and makes its certificate.
-    fn prepare(&self, place: Option<NetHost>) -> Node {
-        let id = self.nodes.iter().map(|n| n.id).max().unwrap_or(0) + 1;
+    fn prepare(&mut self, place: Option<NetHost>) -> Node {
+        self.newest += 1;
+        let id = self.newest;
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
         let mut node = Node::new(id, self.scratch.path(), &self.certs, &flags, place);
         node.faults = self.breakable.then(|| self.faults(&node.name));
