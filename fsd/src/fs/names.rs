@@ -104,7 +104,11 @@ impl Fs {
         state.catch_up(node);
         let attr = match state.attr_of(ino, shown) {
             Some(attr) => attr,
-            None => Attr::of(state.queue.ghost(ino).ok_or(Errno::ENOENT)?, node, 0, shown),
+            // With the length that those see who have it open: the kernel takes whatever it is told.
+            None => {
+                let gone = state.kernel.orphaned(node).or_else(|| state.queue.ghost(ino));
+                Attr::of(gone.ok_or(Errno::ENOENT)?, node, 0, shown)
+            }
         };
         state.kernel.looked_up(node);
         let lasting = state.mirror.child(at.0, &at.1) == Some(ino)
