@@ -354,7 +354,7 @@ impl Core {
     ) -> Result<Answered> {
         let deadline = self.deadline();
         let asked = Asked::new(self, touches);
-        let written = match self.recall(&command, &asked.touches).await {
+        let written = match self.recall(&command, &asked.touches).await? {
             Some(outcome) => Ok(outcome),
             None => self.store.write(fence, command, self.rules.write_timeout).await,
         };

@@ -77,7 +77,12 @@ pub fn describe(fh: Fh) -> Described {
 
 /// Whether a number says that version, as far as it has room for it.
 pub fn same_version(said: u64, version: u64) -> bool {
-    said == version & VERSION_MASK
+    said & VERSION_MASK == version & VERSION_MASK
+}
+
+/// Whether that is the version which the number of an open file says.
+pub fn says_version(fh: Fh, version: u64) -> bool {
+    matches!(describe(fh), Described::Reader { version: said, .. } if same_version(said, version))
 }
 
 /// A file opened for reading.
@@ -98,6 +103,9 @@ pub struct Reader {
     pub times: (Timestamp, Timestamp),
     /// Its reader has been told that the file ends: what it asks for next belongs to a new pass.
     pub ended: bool,
+    /// Somebody may be in the middle of a value of this length in bytes, of which an earlier worker was the last to
+    /// know; 0 if not.
+    pub torn: usize,
 }
 
 impl Reader {
@@ -109,25 +117,28 @@ impl Reader {
         times: (Timestamp, Timestamp),
         direct: bool,
     ) -> Reader {
-        Reader { node, version, value, direct, opened: Instant::now(), times, ended: false }
+        Reader { node, version, value, direct, opened: Instant::now(), times, ended: false, torn: 0 }
     }
 
-    /// What a read at `offset` is served from, where the file's value is `now`.
+    /// What a read at `offset` is served from, where the file's value is `now`, and its version; and whether that is
+    /// another value than before.
     ///
     /// Past the page cache, a value is taken anew at the beginning of a pass only, so that one pass never
     /// sees parts of two, and behind the end where it was appended to, so that `tail -f` sees what comes.
     /// What fills the page cache stays until the kernel takes the new length, too: [`Handles::refresh`].
-    pub fn at(&mut self, offset: usize, now: Option<Bytes>) -> &Bytes {
+    pub fn at(&mut self, offset: usize, now: Option<(Bytes, u64)>) -> (&Bytes, bool) {
         let at_end = offset >= self.value.len();
-        if let Some(now) = now
+        let mut is_new = false;
+        if let Some((now, version)) = now
             && self.direct
-            && !same(&now, &self.value)
+            && (self.torn > 0 || !same(&now, &self.value))
             && (offset == 0 || at_end && (self.ended || now.starts_with(&self.value)))
         {
-            self.value = now;
+            (self.value, self.version, self.torn) = (now, version, 0);
+            is_new = true;
         }
         self.ended = offset >= self.value.len();
-        &self.value
+        (&self.value, is_new)
     }
 }
 
@@ -257,6 +268,16 @@ impl Writer {
             whole.resize(start + data.len(), 0);
         }
         whole[start..start + data.len()].copy_from_slice(data);
+    }
+
+    /// What was written up to that edit is published, `appended` bytes of it at the end. What came later stays.
+    pub fn published(&mut self, edits: u64, appended: usize) {
+        if self.edits <= edits {
+            (self.dirty, self.emptied, self.strips) = (false, false, false);
+            self.buffer = Buffer::Clean;
+        } else if let Buffer::Tail(tail) = &mut self.buffer {
+            tail.drain(..appended.min(tail.len()));
+        }
     }
 
     /// Something is about to be changed.
@@ -467,25 +488,24 @@ mod tests {
     #[test]
     fn a_pass_is_of_one_value() {
         let mut reader = reader("old value", true);
-        assert_eq!(reader.at(0, Some(bytes("newer and longer"))), "newer and longer", "it had not begun");
-        assert_eq!(reader.at(5, Some(bytes("another that is longer still"))), "newer and longer");
-        let end = "newer and longer".len();
+        let (newer, another) = ("newer and longer", "another that is longer still");
+        assert_eq!(reader.at(0, Some((bytes(newer), 2))), (&bytes(newer), true), "it had not begun");
+        assert_eq!(reader.at(5, Some((bytes(another), 3))), (&bytes(newer), false));
+        assert_eq!(reader.version, 2);
         assert_eq!(
-            reader.at(end, Some(bytes("another that is longer still"))).len(),
-            end,
+            reader.at(newer.len(), Some((bytes(another), 3))),
+            (&bytes(newer), false),
             "it is told the end"
         );
         // Whoever asks again wants what comes next.
-        assert_eq!(
-            reader.at(end, Some(bytes("another that is longer still"))),
-            "another that is longer still"
-        );
+        assert_eq!(reader.at(newer.len(), Some((bytes(another), 3))), (&bytes(another), true));
+        assert_eq!(reader.version, 3);
     }
 
     #[test]
     fn what_was_appended_comes_at_once() {
         let mut reader = reader("one\n", true);
-        assert_eq!(reader.at(4, Some(bytes("one\ntwo\n"))), "one\ntwo\n");
+        assert_eq!(reader.at(4, Some((bytes("one\ntwo\n"), 2))).0, "one\ntwo\n");
     }
 
     #[test]
@@ -493,7 +513,7 @@ mod tests {
         let mut handles = Handles::default();
         let fh = handles.add(Handle::Reader(reader("old", false)));
         let read = |handles: &mut Handles| match handles.get_mut(fh) {
-            Some(Handle::Reader(reader)) => reader.at(0, Some(bytes("new"))).clone(),
+            Some(Handle::Reader(reader)) => reader.at(0, Some((bytes("new"), 2))).0.clone(),
             _ => Bytes::new(),
         };
         assert_eq!(read(&mut handles), "old");

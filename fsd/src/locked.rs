@@ -8,6 +8,7 @@
 //! session has ended.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
 
 use quorumfs_api::record::{Ino, LeaseId};
 
@@ -17,6 +18,12 @@ use crate::handle::Fh;
 /// A lock as the kernel knows it: the file, in the store's numbers, and the owner.
 pub type LockId = (Ino, u64);
 
+/// Whoever asks the store for a lock, or gives it up, holds this meanwhile.
+pub type Gate = Arc<tokio::sync::Mutex<()>>;
+
+/// Gates above which those are looked for that nobody uses any more.
+const GATES: usize = 64;
+
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct Locked {
@@ -25,38 +32,35 @@ pub struct Locked {
     through: HashMap<Fh, HashSet<LockId>>,
     /// Open files through which a lock was taken that is lost.
     lost: HashSet<Fh>,
-    /// Those that the store is being told of that they are given up, with how often. Whoever wants one of them for
-    /// the same owner comes after that: the kernel may call the next open file as it called the one that is closed.
-    leaving: HashMap<LockId, usize>,
-    /// Open files through which an earlier worker took locks. One of them may be closed by now, and the request that says so
-    /// be on its way still, while the next open file of the same name for the kernel locks already.
-    inherited: HashSet<Fh>,
+    gates: HashMap<LockId, Weak<tokio::sync::Mutex<()>>>,
 }
 
 impl Locked {
+    /// The gate of a lock. The kernel tells of a close after the program had its answer, in no order with what comes
+    /// after it, and calls the next open file as it called the one that was closed. So the one must not be given up
+    /// while the other is asked for.
+    pub fn gate(&mut self, lock: LockId) -> Gate {
+        if let Some(gate) = self.gates.get(&lock).and_then(Weak::upgrade) {
+            return gate;
+        }
+        if self.gates.len() >= GATES {
+            self.gates.retain(|_, gate| gate.strong_count() > 0);
+        }
+        let gate = Gate::default();
+        self.gates.insert(lock, Arc::downgrade(&gate));
+        gate
+    }
+
     /// A lock was granted.
     pub fn take(&mut self, fh: Fh, lock: LockId, session: LeaseId) {
         self.taken.insert(lock, session);
         self.through.entry(fh).or_default().insert(lock);
     }
 
-    /// A lock was granted by an earlier worker.
-    pub fn inherit(&mut self, fh: Fh, lock: LockId, session: LeaseId) {
-        self.inherited.insert(fh);
-        self.take(fh, lock, session);
-    }
-
-    /// Whether an owner has that lock from the time of an earlier worker, through another open file: that may be one
-    /// which is about to go.
-    pub fn may_be_leaving(&self, fh: Fh, lock: LockId) -> bool {
-        let mut others = self.through.iter().filter(|(other, locks)| **other != fh && locks.contains(&lock));
-        others.any(|(other, _)| self.inherited.contains(other))
-    }
-
-    /// No such request has come: those others are open.
-    pub fn is_not_leaving(&mut self, lock: LockId) {
-        let through = &self.through;
-        self.inherited.retain(|fh| !through.get(fh).is_some_and(|locks| locks.contains(&lock)));
+    /// Whether it was taken through other open files only.
+    pub fn is_elsewhere(&self, fh: Fh, lock: LockId) -> bool {
+        let is_here = self.through.get(&fh).is_some_and(|locks| locks.contains(&lock));
+        !is_here && self.taken.contains_key(&lock)
     }
 
     /// The session in which a lock is held.
@@ -74,42 +78,24 @@ impl Locked {
         Some(session)
     }
 
-    /// As [`Locked::give_up`], and the store is going to be told: [`Locked::left`] once it was.
-    pub fn leave(&mut self, lock: LockId) -> Option<LeaseId> {
-        let session = self.give_up(lock)?;
-        self.leave_unknown(lock);
-        Some(session)
-    }
-
-    /// The same for a lock of which it is not known whether it was granted.
-    pub fn leave_unknown(&mut self, lock: LockId) {
-        *self.leaving.entry(lock).or_default() += 1;
-    }
-
-    /// The store was told, or will never be.
-    pub fn left(&mut self, lock: LockId) {
-        if let Some(count) = self.leaving.get_mut(&lock) {
-            *count -= 1;
-            if *count == 0 {
-                self.leaving.remove(&lock);
-            }
-        }
-    }
-
-    /// Whether the store is being told of such a lock.
-    pub fn is_leaving(&self, lock: LockId) -> bool {
-        self.leaving.contains_key(&lock)
-    }
-
-    /// An open file is closed for good. Gives what went with it, see [`Locked::leave`].
-    pub fn close(&mut self, fh: Fh) -> Vec<(LockId, LeaseId)> {
+    /// An open file is closed for good. Gives what was locked through it, to be [left](Locked::leave).
+    pub fn close(&mut self, fh: Fh) -> Vec<LockId> {
         self.lost.remove(&fh);
-        let mut gone = self.through.remove(&fh).unwrap_or_default();
-        if self.inherited.remove(&fh) {
-            // It belongs to whoever has the same name now.
-            gone.retain(|lock| !self.through.values().any(|locks| locks.contains(lock)));
+        self.through.get(&fh).into_iter().flatten().copied().collect()
+    }
+
+    /// That file does not hold the lock any more. Gives the session if the lock is to be given up: if it was taken
+    /// through another file, too, it stays with that.
+    pub fn leave(&mut self, fh: Fh, lock: LockId) -> Option<LeaseId> {
+        let locks = self.through.get_mut(&fh)?;
+        locks.remove(&lock);
+        if locks.is_empty() {
+            self.through.remove(&fh);
         }
-        gone.into_iter().filter_map(|lock| Some((lock, self.leave(lock)?))).collect()
+        if self.through.values().any(|locks| locks.contains(&lock)) {
+            return None;
+        }
+        self.taken.remove(&lock)
     }
 
     /// Whoever has the file open says that it holds nothing through it.
@@ -171,12 +157,36 @@ mod tests {
         let mut locked = Locked::default();
         locked.take(1, A, OLD);
         locked.take(1, B, OLD);
-        locked.take(2, A, OLD);
         let mut gone = locked.close(1);
         gone.sort();
-        assert_eq!(gone, [(A, OLD), (B, OLD)]);
+        assert_eq!(gone, [A, B]);
+        assert_eq!([locked.leave(1, A), locked.leave(1, B)], [Some(OLD), Some(OLD)]);
         assert!(locked.is_empty());
-        assert_eq!(locked.close(2), []);
+        assert_eq!((locked.close(1), locked.leave(1, A)), (vec![], None));
+    }
+
+    /// The kernel calls the next open file as it called the last one, and tells of that one's close later.
+    #[test]
+    fn a_lock_stays_with_whoever_has_it_last() {
+        let mut locked = Locked::default();
+        locked.take(1, A, OLD);
+        locked.take(2, A, OLD);
+        assert_eq!(locked.close(1), [A]);
+        assert_eq!(locked.leave(1, A), None, "the second has it");
+        assert_eq!(locked.session(A), Some(OLD));
+        assert_eq!(locked.leave(2, A), Some(OLD));
+        assert!(locked.is_empty());
+    }
+
+    #[test]
+    fn a_gate_is_one_for_as_long_as_it_is_used() {
+        let mut locked = Locked::default();
+        let gate = locked.gate(A);
+        assert!(Arc::ptr_eq(&gate, &locked.gate(A)) && !Arc::ptr_eq(&gate, &locked.gate(B)));
+        for number in 0..10 * GATES as u64 {
+            locked.gate((Ino(9), number));
+        }
+        assert!(locked.gates.len() <= GATES + 1 && Arc::ptr_eq(&gate, &locked.gate(A)));
     }
 
     #[test]
@@ -196,39 +206,6 @@ mod tests {
         assert_eq!(locked.fence(1), Ok(Some(NEW)));
         locked.close(2);
         assert_eq!(locked.fence(2), Ok(None));
-    }
-
-    #[test]
-    fn a_lock_is_leaving_until_the_store_knows() {
-        let mut locked = Locked::default();
-        locked.take(1, A, OLD);
-        locked.take(2, A, OLD);
-        assert_eq!(locked.close(1), [(A, OLD)]);
-        locked.leave_unknown(A);
-        locked.left(A);
-        assert!(locked.is_leaving(A) && !locked.is_leaving(B));
-        locked.left(A);
-        assert!(!locked.is_leaving(A));
-        locked.left(A);
-    }
-
-    #[test]
-    fn what_an_earlier_worker_left_is_not_taken_from_the_next_of_the_same_name() {
-        let mut locked = Locked::default();
-        locked.inherit(1, A, OLD);
-        assert!(locked.may_be_leaving(2, A) && !locked.may_be_leaving(1, A) && !locked.may_be_leaving(2, B));
-        locked.take(2, A, OLD);
-        assert_eq!(locked.close(1), [], "the second has it");
-        assert_eq!(locked.session(A), Some(OLD));
-        assert!(!locked.may_be_leaving(3, A));
-        assert_eq!(locked.close(2), [(A, OLD)]);
-        // Where nobody else has it, or both are known to be open, it goes.
-        locked.inherit(4, B, OLD);
-        assert_eq!(locked.close(4), [(B, OLD)]);
-        locked.inherit(5, A, OLD);
-        locked.is_not_leaving(A);
-        locked.take(6, A, OLD);
-        assert_eq!(locked.close(5), [(A, OLD)]);
     }
 
     #[test]

@@ -149,6 +149,23 @@ impl Invalidate for Device {
     }
 }
 
+/// When the kernel is asked again for what it did not hold: an answer that the last worker wrote may not have come to
+/// the process yet that waits for it.
+const ASK_AGAIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)];
+
+async fn ask_again(core: Arc<Core>, device: OwnedFd) {
+    let device = Arc::new(device);
+    for (round, pause) in ASK_AGAIN.into_iter().enumerate() {
+        tokio::time::sleep(pause).await;
+        let (core, device) = (core.clone(), device.clone());
+        let last = round + 1 == ASK_AGAIN.len();
+        let ask = move || core.ask_again(last, |node| device::forget_attributes(&device, node));
+        if tokio::task::spawn_blocking(ask).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// What a supervisor hands to a worker.
 #[derive(Debug)]
 pub struct Handover {
@@ -278,28 +295,29 @@ impl Prepared {
             );
         }
         self.note_in(journal, generation);
-        match image.session {
-            Some(id) => {
-                let open = image.sent.iter().filter(|sent| sent.outcome.is_none());
-                let open = open.map(|sent| sent.number).collect();
+        let open = image.sent.iter().filter(|sent| sent.outcome.is_none());
+        let open = open.map(|sent| sent.number).collect();
+        let session = image.session.map(|id| Resume { id, next: image.next.max(1) });
+        let (adapter, options, core) = (self.adapter(), shared_options(&self.config), self.core.clone());
+        let taken_up = tokio::task::spawn_blocking(move || {
+            let session = device::resume(adapter, device, options)?;
+            // What comes from the cluster meanwhile is told to the kernel, too.
+            core.set_invalidate(Box::new(Device(notify.try_clone()?)));
+            core.inherit(image, |node| device::forget_attributes(&notify, node));
+            device::resend(&notify)?;
+            tokio::spawn(ask_again(core, notify));
+            Ok(session)
+        });
+        let device = taken_up.await.map_err(|error| Error::Broken(error.to_string()))?.map_err(failed)?;
+        // Not before it is known which calls wait for what comes of it.
+        match session {
+            Some(session) => {
                 let core = self.core.clone();
-                self.store.resume_session(Resume { id, next: image.next.max(1) }, open, move |outcomes| {
-                    core.settle_calls(outcomes);
-                });
+                self.store.resume_session(session, open, move |outcomes| core.settle_calls(outcomes));
             }
             None => self.store.open_session(self.config.write_timeout),
         }
-        let (adapter, options, core) = (self.adapter(), shared_options(&self.config), self.core.clone());
-        let open = tokio::task::spawn_blocking(move || {
-            let session = device::resume(adapter, device, options)?;
-            core.inherit(image, |node| device::forget_attributes(&notify, node));
-            core.set_invalidate(Box::new(Device(notify.try_clone()?)));
-            device::resend(&notify)?;
-            Ok(session)
-        });
-        let session = open.await.map_err(|error| Error::Broken(error.to_string()))?;
-        let session = session.map_err(failed)?;
-        let mut mount = self.run(session, None, true).await?;
+        let mut mount = self.run(device, None, true).await?;
         mount.resends = true;
         Ok(mount)
     }

@@ -2,15 +2,14 @@
 //! in memory in tests.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use quorumfs_api::client::{Client, ClientError, Resume, Session};
+use quorumfs_api::client::{Client, ClientError, Progress, Resume, Session};
 use quorumfs_api::command::{Command, HeldLock, RequestId};
-use quorumfs_api::outcome::Outcome;
+use quorumfs_api::outcome::{Outcome, Refusal};
 use quorumfs_api::record::{Ino, LeaseId, Revision};
 use quorumfs_api::wire::Status;
 use tokio::sync::watch;
@@ -53,6 +52,27 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between attempts to open the first session.
 const SESSION_RETRY: Duration = Duration::from_millis(300);
 
+/// What came of a request that an earlier worker had no answer to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It was done, or refused.
+    Done(Outcome),
+    /// It was not done, and never will be.
+    NotDone,
+    /// That is not known: it must not be done again.
+    Unknown,
+}
+
+impl Fate {
+    fn of(outcome: Option<Outcome>) -> Fate {
+        match outcome {
+            Some(Outcome { result: Err(Refusal::Forgotten(_)), .. }) => Fate::Unknown,
+            Some(outcome) => Fate::Done(outcome),
+            None => Fate::NotDone,
+        }
+    }
+}
+
 /// The cluster through the client. The session is opened in the background, so that a mount is usable
 /// for reading while there is no quorum.
 pub struct ClusterStore {
@@ -92,7 +112,7 @@ impl ClusterStore {
         self: &Arc<Self>,
         resume: Resume,
         open: Vec<u64>,
-        settled: impl FnOnce(HashMap<u64, Option<Outcome>>) + Send + 'static,
+        settled: impl FnOnce(HashMap<u64, Fate>) + Send + 'static,
     ) {
         *self.noted.lock() = Some(resume.id);
         let session = Arc::new(self.client.resume_session(resume, SESSION_TTL));
@@ -102,14 +122,14 @@ impl ClusterStore {
         let weak = Arc::downgrade(self);
         tokio::spawn(follow(weak.clone(), session.changes()));
         tokio::spawn(async move {
-            let mut outcomes = HashMap::new();
+            let mut fates = HashMap::new();
             for number in open {
-                let outcome = loop {
+                let fate = loop {
                     match session.settle(number, SETTLE_TIMEOUT).await {
-                        Ok(outcome) => break outcome,
+                        Ok(outcome) => break Fate::of(outcome),
                         Err(ClientError::SessionLost { .. } | ClientError::NoLease(_)) => {
                             tracing::warn!("the session ended while no worker ran: its locks are gone");
-                            break None;
+                            break Fate::Unknown;
                         }
                         Err(error) => tracing::debug!(%error, number, "a request cannot be settled yet"),
                     }
@@ -118,9 +138,9 @@ impl ClusterStore {
                     }
                     tokio::time::sleep(SESSION_RETRY).await;
                 };
-                outcomes.insert(number, outcome);
+                fates.insert(number, fate);
             }
-            settled(outcomes);
+            settled(fates);
             if let Some(store) = weak.upgrade() {
                 store.settled.send_replace(true);
             }
@@ -186,14 +206,15 @@ impl ClusterStore {
     }
 
     /// Notes a request before it is sent.
-    fn note_sent(&self, request: RequestId, command: u8) {
-        let Some(journal) = self.journal.get() else { return };
+    fn note_sent(&self, journal: &Journal, request: RequestId, command: u8) {
         let unique = call::current();
         let mut noted = self.noted.lock();
         let session = (*noted != Some(request.session)).then_some(Note::Session(request.session));
         *noted = Some(request.session);
-        let sent = Note::Sent { number: request.number, unique, command };
-        journal.add(session.iter().chain([&sent]));
+        let number = request.number;
+        let sent = Note::Sent { number, unique, command };
+        let publishes = call::published().map(|(fh, edits)| Note::Publishes { number, fh, edits });
+        journal.add(session.iter().chain([&sent]).chain(&publishes));
         call::noted();
     }
 
@@ -228,17 +249,16 @@ impl Store for ClusterStore {
         Box::pin(async move {
             let begun = Instant::now();
             let session = self.wait_for_session(timeout).await?;
-            let (tag, number) = (note::tag(&command), AtomicU64::new(0));
-            let noting = |request: RequestId| {
-                self.note_sent(request, tag);
-                number.store(request.number, Ordering::Relaxed);
+            let tag = note::tag(&command);
+            let noting = |progress: Progress<'_>| match (progress, self.journal.get()) {
+                (Progress::Sent(request), Some(journal)) => self.note_sent(journal, request, tag),
+                (Progress::Answered(request, outcome), Some(journal)) => {
+                    journal.add([&Note::Answered(request.number, outcome.clone())]);
+                }
+                (_, None) => {}
             };
             let left = timeout.saturating_sub(begun.elapsed());
-            let result = session.write_noting(only, command, left, noting).await;
-            if let (Ok(outcome), Some(journal)) = (&result, self.journal.get()) {
-                journal.add([&Note::Answered(number.into_inner(), outcome.clone())]);
-            }
-            self.heard(result)
+            self.heard(session.write_noting(only, command, left, noting).await)
         })
     }
     fn sessions(&self) -> watch::Receiver<Option<LeaseId>> {

@@ -58,7 +58,12 @@ impl State {
         self.record(node).map(|record| record.value.clone())
     }
 
-    fn record(&self, node: NodeId) -> Option<&Record> {
+    /// The version of that.
+    pub fn version(&self, node: NodeId) -> Option<u64> {
+        self.record(node).map(|record| record.version)
+    }
+
+    pub(crate) fn record(&self, node: NodeId) -> Option<&Record> {
         match self.kernel.resolve(node, &self.mirror) {
             Object::Real(ino) => Some(&self.mirror.get(ino)?.record),
             Object::Orphan => self.kernel.orphaned(node),

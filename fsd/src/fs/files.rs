@@ -84,6 +84,7 @@ impl Fs {
         }
         let mut state = self.core.state.lock();
         let state = &mut *state;
+        state.seen(node);
         if is_for_writing(flags) {
             return self.open_writer(state, caller, node, flags);
         }
@@ -102,7 +103,7 @@ impl Fs {
             private || busy || value.len() > CACHED_MAX || state.handles.writers(node).next().is_some();
         let keep_cache = !direct && state.kernel.keep_cache(node, version);
         if let Object::Real(ino) = state.kernel.resolve(node, &state.mirror) {
-            state.keep(ino, version, &value);
+            state.keep_open(ino);
         }
         let fh = state.handles.add(Handle::Reader(Reader::new(node, value, version, times, direct)));
         Ok(Opened { fh, direct, keep_cache, no_flush: true })
@@ -120,13 +121,19 @@ impl Fs {
             Object::Orphan | Object::Link | Object::Gone => return Err(Errno::ESTALE),
         };
         let empties = flags & libc::O_TRUNC != 0;
+        let readable = flags & libc::O_ACCMODE != libc::O_WRONLY;
+        if let (Object::Real(ino), true, false) =
+            (state.kernel.resolve(node, &state.mirror), readable, empties)
+        {
+            state.keep_open(ino);
+        }
         // The kernel takes the length to be 0 from here until it asks again.
         if empties && let Some(ino) = state.kernel.ino(node) {
             state.kernel.value_changed(ino, Instant::now());
         }
         let writer = Writer {
             node,
-            readable: flags & libc::O_ACCMODE != libc::O_WRONLY,
+            readable,
             at_end: flags & libc::O_APPEND != 0,
             sync: self.core.rules.sync || flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
             buffer: if empties { Buffer::Whole(Vec::new()) } else { Buffer::Clean },
@@ -166,7 +173,7 @@ impl Fs {
         self.check_name(parent, bytes).await?;
         self.require_leader().await?;
         let exclusive = flags & libc::O_EXCL != 0;
-        let was_done = exclusive && self.core.was_done(PUT).await;
+        let was_done = exclusive && self.core.was_done(PUT).await?;
         let (command, at) = {
             let mut state = self.core.state.lock();
             let state = &mut *state;
@@ -240,16 +247,27 @@ impl Fs {
         }
         let mut state = self.core.state.lock();
         let node = state.handle_of(node, fh)?.node();
-        let published = state.published(node);
+        let (published, version) = (state.published(node), state.version(node));
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         if state.is_torn(fh, offset) {
             return Err(Errno::ESTALE);
         }
         let content = match state.handles.get_mut(fh) {
-            Some(Handle::Reader(reader)) => reader.at(offset, published).clone(),
+            Some(Handle::Reader(reader)) => {
+                let (value, is_new) = reader.at(offset, published.zip(version));
+                let value = value.clone();
+                if is_new {
+                    state.keep_pass(node, fh);
+                }
+                value
+            }
             Some(Handle::Writer(writer)) if writer.readable => writer.content(&published.unwrap_or_default()),
             _ => return Err(Errno::EBADF),
         };
+        if offset == 0 && content.is_empty() && size > 0 {
+            let object = state.kernel.resolve(node, &state.mirror);
+            tracing::warn!(node, fh, ?object, handle = ?state.handles.get(fh), described = ?crate::handle::describe(fh), inherited = state.kernel.is_inherited(node), "EMPTY READ");
+        }
         let start = offset.min(content.len());
         let end = start.saturating_add(size as usize).min(content.len());
         Ok(content.slice(start..end))

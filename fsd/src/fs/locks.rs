@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use quorumfs_api::command::{Command, HeldLock, LockKind, LockOwner, Range};
 use quorumfs_api::outcome::{Done, Refusal};
 use quorumfs_api::record::{Ino, LeaseId, Revision};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::{Caller, Fs};
 use crate::errno::{Errno, Result};
@@ -28,11 +28,11 @@ const TRY_AGAIN: Duration = Duration::from_secs(2);
 const SESSION_PAUSE: Duration = Duration::from_millis(50);
 /// How long a waiter that gives up waits for the store to know of it.
 const CANCEL_TIME: Duration = Duration::from_millis(100);
-/// How often it is looked whether a lock of the same owner has been given up.
-const LEAVING_CHECK: Duration = Duration::from_millis(2);
-/// How long an owner who has a lock from the time of an earlier worker, through another open file, waits for the close of that: the
-/// kernel asks again what was not answered, in no order. A process with two descriptors waits so long once.
-const INHERITED_WAIT: Duration = Duration::from_secs(1);
+/// How long an owner who has a lock through another open file waits for the close of that to be told of: mostly it is one
+/// that was closed just before. A process with two descriptors waits so long once.
+const LEAVING_WAIT: Duration = Duration::from_millis(20);
+/// How often it is looked.
+const LEAVING_CHECK: Duration = Duration::from_millis(1);
 /// How often a lock that is given up is tried to be taken off the store.
 const UNLOCK_ATTEMPTS: usize = 20;
 
@@ -123,7 +123,7 @@ impl Fs {
         }
         let kind = lock_kind(request.kind)?;
         let ino = self.locked_file(node).await?;
-        self.wait_until_left(fh, (ino, request.owner)).await?;
+        self.let_leave(fh, (ino, request.owner)).await;
         let mut wanted = Wanted { ino, kind, fh, request, waits: false };
         let taken = self.take(caller, &mut wanted).await;
         if taken.is_err() && wanted.waits {
@@ -137,7 +137,9 @@ impl Fs {
         let deadline = self.core.deadline();
         let mut rounds = self.core.unlocked.subscribe();
         let mut waiter = Waiter::new(caller.pid);
+        let lock_id = (ino, request.owner);
         loop {
+            let gate = self.pass(lock_id).await?;
             rounds.borrow_and_update();
             let owner = self.lock_owner(request.owner)?;
             // A lock that is lost is no ground to build another on.
@@ -159,18 +161,19 @@ impl Fs {
             let answered = match self.core.propose(vec![Touch::Ino(ino)], lock).await {
                 Ok(answered) => answered,
                 Err(error) => {
-                    self.give_up_unknown(ino, request.owner);
+                    self.give_up_unknown(lock_id, gate);
                     return Err(error);
                 }
             };
             match answered {
                 Ok((_, Done::Waiting(_))) => wanted.waits = true,
                 Ok(_) => {
-                    self.core.state.lock().locked.take(wanted.fh, (ino, request.owner), owner.session);
+                    self.core.state.lock().locked.take(wanted.fh, lock_id, owner.session);
                     return Ok(());
                 }
                 // The session has ended, and the next is on its way.
                 Err(Refusal::NoLease(_) | Refusal::NoSession(_)) => {
+                    drop(gate);
                     wanted.waits = false;
                     if Instant::now() >= deadline && !request.wait {
                         return Err(Errno::ENOLCK);
@@ -181,6 +184,7 @@ impl Fs {
                 }
                 Err(refusal) => return Err(Errno::from(&refusal)),
             }
+            drop(gate);
             self.wait_for_round(&mut waiter, &mut rounds).await?;
         }
     }
@@ -206,49 +210,63 @@ impl Fs {
         let Ok(owner) = self.lock_owner(wanted.request.owner) else { return };
         let (fs, ino) = (self.clone(), wanted.ino);
         let cancel = tokio::spawn(async move {
+            let Ok(_gate) = fs.pass((ino, owner.owner)).await else { return };
             // If that fails, the store takes it for waiting until it locks something there, or the session ends.
             let _ = fs.core.propose(Vec::new(), Command::CancelWait { ino, owner }).await;
         });
         let _ = tokio::time::timeout(CANCEL_TIME, cancel).await;
     }
 
+    /// Gives the file that was closed just before under the same name time to give the lock up: then it is granted
+    /// anew, under a number of its own. If that comes later, the lock stays, and is not granted anew.
+    async fn let_leave(&self, fh: Fh, lock: LockId) {
+        let begun = Instant::now();
+        while begun.elapsed() < LEAVING_WAIT && self.core.state.lock().locked.is_elsewhere(fh, lock) {
+            tokio::time::sleep(LEAVING_CHECK).await;
+        }
+    }
+
+    /// Waits until nobody else asks for this lock or gives it up.
+    async fn pass(&self, lock: LockId) -> Result<OwnedMutexGuard<()>> {
+        let gate = self.core.state.lock().locked.gate(lock);
+        let passed = tokio::time::timeout(self.core.rules.write_timeout, gate.lock_owned()).await;
+        passed.map_err(|_| Errno::ETIMEDOUT)
+    }
+
     /// A request was answered with an error and may have been granted all the same: nobody would know of that
     /// lock. Where the owner has others on that file, they are given up together with those.
-    fn give_up_unknown(&self, ino: Ino, owner: u64) {
-        let held = self.core.state.lock().locked.session((ino, owner));
+    fn give_up_unknown(&self, lock: LockId, gate: OwnedMutexGuard<()>) {
+        let held = self.core.state.lock().locked.session(lock);
         if let (None, Some(session)) = (held, self.core.store.session()) {
             let fs = self.clone();
-            self.core.state.lock().locked.leave_unknown((ino, owner));
-            tokio::spawn(async move { fs.give_up((ino, owner), session).await });
+            tokio::spawn(async move { fs.give_up(lock, session, gate).await });
         }
     }
 
     async fn unlock(&self, node: NodeId, fh: Fh, request: &LockRequest) -> Result<()> {
-        let (ino, session) = {
+        let lock = {
             let mut state = self.core.state.lock();
             let ino = state.kernel.ino(node).ok_or(Errno::EBADF)?;
-            let ino = state.mirror.outer(ino).ok_or(Errno::ESTALE)?;
             state.locked.accept_loss(fh);
-            match state.locked.session((ino, request.owner)) {
-                Some(session) => (ino, session),
-                None => return Ok(()),
-            }
+            (state.mirror.outer(ino).ok_or(Errno::ESTALE)?, request.owner)
         };
+        let _gate = self.pass(lock).await?;
+        let Some(session) = self.core.state.lock().locked.session(lock) else { return Ok(()) };
         let owner = LockOwner { session, owner: request.owner };
-        self.core.commit(Vec::new(), Command::Unlock { ino, owner, range: request.range }).await?;
+        let unlock = Command::Unlock { ino: lock.0, owner, range: request.range };
+        self.core.commit(Vec::new(), unlock).await?;
         if request.range == Range::WHOLE {
             let mut state = self.core.state.lock();
-            state.locked.give_up((ino, request.owner));
-            state.note(|| Note::Unlocked(ino, request.owner));
+            state.locked.give_up(lock);
+            state.note(|| Note::Unlocked(lock.0, lock.1));
         }
         Ok(())
     }
 
     /// A process closed a descriptor: POSIX takes away all its locks on the file.
     pub(super) async fn unlock_owner(&self, node: NodeId, owner: u64) {
-        let (lock, session) = {
-            let mut state = self.core.state.lock();
-            let state = &mut *state;
+        let lock = {
+            let state = self.core.state.lock();
             if state.locked.is_empty() {
                 return;
             }
@@ -257,58 +275,56 @@ impl Fs {
                 _ => state.kernel.ino(node),
             };
             let Some(lock) = ino.map(|ino| (ino, owner)) else { return };
-            match state.locked.leave(lock) {
-                Some(session) => (lock, session),
-                None => return,
+            if state.locked.session(lock).is_none() {
+                return;
             }
+            lock
         };
-        self.give_up(lock, session).await;
+        // Who waits in vain leaves it to the end of the open file.
+        let Ok(gate) = self.pass(lock).await else { return };
+        let session = self.core.state.lock().locked.give_up(lock);
+        if let Some(session) = session {
+            self.give_up(lock, session, gate).await;
+        }
     }
 
     /// An open file is gone, and with it what was locked through it.
     pub(super) async fn unlock_handle(&self, fh: Fh) {
         let gone = self.core.state.lock().locked.close(fh);
-        for (lock, session) in gone {
-            self.give_up(lock, session).await;
+        for lock in gone {
+            let gate = self.core.state.lock().locked.gate(lock);
+            let gate = gate.lock_owned().await;
+            let left = {
+                let mut state = self.core.state.lock();
+                let left = state.locked.leave(fh, lock);
+                if left.is_none() {
+                    state.note(|| Note::LeftTo(lock.0, lock.1, fh));
+                }
+                left
+            };
+            if let Some(session) = left {
+                self.give_up(lock, session, gate).await;
+            }
         }
     }
 
     /// Gives up a lock that nobody knows of any more. If the cluster cannot be reached now, that is
     /// gone on with in the background: the close must not wait for it longer than for anything else.
-    async fn give_up(&self, lock: LockId, session: LeaseId) {
+    async fn give_up(&self, lock: LockId, session: LeaseId, gate: OwnedMutexGuard<()>) {
         if self.try_give_up(lock, session).await {
-            return self.core.state.lock().locked.left(lock);
+            return;
         }
         let fs = self.clone();
         tokio::spawn(async move {
+            // Whoever wants it for the same owner comes after that.
+            let _gate = gate;
             for _ in 0..UNLOCK_ATTEMPTS {
                 if fs.core.is_stopping() || fs.try_give_up(lock, session).await {
-                    return fs.core.state.lock().locked.left(lock);
+                    return;
                 }
             }
             tracing::warn!(ino = %lock.0, "a lock could not be given up in time; it ends with the session");
-            fs.core.state.lock().locked.left(lock);
         });
-    }
-
-    /// Waits until nothing more is given up for that owner: else it would take away what he gets now.
-    async fn wait_until_left(&self, fh: Fh, lock: LockId) -> Result<()> {
-        let (begun, deadline) = (Instant::now(), self.core.deadline());
-        loop {
-            let (leaves, may_leave) = {
-                let state = self.core.state.lock();
-                (state.locked.is_leaving(lock), state.locked.may_be_leaving(fh, lock))
-            };
-            if leaves && Instant::now() >= deadline {
-                return Err(Errno::ETIMEDOUT);
-            }
-            if may_leave && begun.elapsed() >= INHERITED_WAIT {
-                self.core.state.lock().locked.is_not_leaving(lock);
-            } else if !leaves && !may_leave {
-                return Ok(());
-            }
-            tokio::time::sleep(LEAVING_CHECK).await;
-        }
     }
 
     /// Whether it is done, or will never be.

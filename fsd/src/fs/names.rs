@@ -37,6 +37,7 @@ impl Fs {
         if let Some(own) = self.lookup_own(state, parent, bytes) {
             return own;
         }
+        state.seen(parent);
         let dir = self.dir(state, parent)?;
         let at = (dir, name);
         match state.mirror.child(dir, &at.1) {
@@ -143,6 +144,7 @@ impl Fs {
         node: NodeId,
         fh: Option<Fh>,
     ) -> Result<(Attr, Duration)> {
+        state.seen(node);
         state.catch_up(node);
         let shown = &self.core.rules.shown;
         if let Some(attr) = self.own_attr(node) {
@@ -201,6 +203,7 @@ impl Fs {
     /// Opens a directory.
     pub fn opendir(&self, node: NodeId) -> Result<Fh> {
         let mut state = self.core.state.lock();
+        state.seen(node);
         let exists = node == Ino::ROOT.0 || node == DIR || self.dir(&state, node).is_ok();
         if !exists {
             return Err(match state.kernel.resolve(node, &state.mirror) {

@@ -9,6 +9,7 @@ use quorumfs_api::record::LeaseId;
 use super::Fs;
 use crate::errno::{Errno, Result};
 use crate::handle::{Buffer, Fh};
+use crate::handover::call;
 use crate::handover::note::Note;
 use crate::kernel::{NodeId, Object};
 use crate::state::{State, Touch};
@@ -42,6 +43,7 @@ impl Fs {
             state.handles.writer(fh).ok_or(Errno::EBADF)?.gate.clone()
         };
         let _held = gate.lock().await;
+        self.core.settle_publishing(fh).await?;
         let mut private = None;
         loop {
             let next = {
@@ -143,7 +145,9 @@ impl Fs {
             }
             let _ = self.core.propose(plan.touches.clone(), part).await;
         }
+        call::publishes(Some((fh, plan.edits)));
         let proposed = self.core.propose_in(plan.fence, plan.touches, plan.command).await;
+        call::publishes(None);
         let mut state = self.core.state.lock();
         let Some(writer) = state.handles.writer(fh) else { return proposed.map(drop) };
         let result = match proposed {

@@ -34,7 +34,7 @@ impl Fs {
         self.check_name(parent, bytes).await?;
         let name = name(bytes)?;
         // An earlier worker may have made it for this very call.
-        let was_done = self.core.was_done(command).await;
+        let was_done = self.core.was_done(command).await?;
         let state = self.core.state.lock();
         let at = (self.dir(&state, parent)?, name);
         let is_taken = state.mirror.child(at.0, &at.1).is_some() || state.kernel.private_at(&at).is_some();
@@ -141,7 +141,7 @@ impl Fs {
         if self.abandon(&at).await {
             return Ok(());
         }
-        let was_done = self.core.was_done(note::DELETE).await;
+        let was_done = self.core.was_done(note::DELETE).await?;
         let (command, believed) = {
             let mut state = self.core.state.lock();
             if !was_done {
@@ -184,7 +184,7 @@ impl Fs {
         self.check_writable()?;
         self.check_name(parent, bytes).await?;
         let name = name(bytes)?;
-        let was_done = self.core.was_done(note::RMDIR).await;
+        let was_done = self.core.was_done(note::RMDIR).await?;
         let (at, command, believed) = {
             let mut state = self.core.state.lock();
             let at = (self.dir(&state, parent)?, name);
@@ -251,7 +251,7 @@ impl Fs {
             libc::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return Err(Errno::EINVAL),
         };
-        let was_done = self.core.was_done(note::RENAME).await;
+        let was_done = self.core.was_done(note::RENAME).await?;
         let (from, to, source, target) = {
             let mut state = self.core.state.lock();
             let from = (self.dir(&state, parent)?, old);

@@ -18,12 +18,18 @@ tokio::task_local! {
 struct Call {
     unique: u64,
     noted: Cell<bool>,
+    publishes: Cell<Option<(Fh, u64)>>,
     closed: Cell<Option<Fh>>,
 }
 
 /// Runs what serves the request with that number, its reply included.
 pub async fn serve(unique: u64, journal: &Journal, work: impl Future<Output = ()>) {
-    let call = Call { unique: unique & !RESENT, noted: Cell::new(false), closed: Cell::new(None) };
+    let call = Call {
+        unique: unique & !RESENT,
+        noted: Cell::new(false),
+        publishes: Cell::new(None),
+        closed: Cell::new(None),
+    };
     CALL.scope(call, async {
         work.await;
         // The kernel has its answer: nobody will ask what came of it.
@@ -46,6 +52,17 @@ pub fn current() -> u64 {
 /// again, a new worker must find that it was published, or would empty the file once more. Answers whether there is a request.
 pub fn closes(fh: Fh) -> bool {
     CALL.try_with(|call| call.closed.set(Some(fh))).is_ok()
+}
+
+/// What is sent next publishes what was written to an open file, up to that edit; `None`: it does not. Several requests
+/// may wait for that (a child that closes a duplicate, a `fsync`), and whichever is asked again first must find it.
+pub fn publishes(edits: Option<(Fh, u64)>) {
+    let _ = CALL.try_with(|call| call.publishes.set(edits));
+}
+
+/// See [`publishes`].
+pub fn published() -> Option<(Fh, u64)> {
+    CALL.try_with(|call| call.publishes.get()).ok().flatten()
 }
 
 /// Something was asked of the store for this request, and noted.

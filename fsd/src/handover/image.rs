@@ -54,6 +54,10 @@ pub struct Sent {
     pub command: u8,
     /// What came of it, if that is known.
     pub outcome: Option<Outcome>,
+    /// It will never be known.
+    pub is_unknown: bool,
+    /// It publishes what was written through a handle, up to that edit.
+    pub publishes: Option<(Fh, u64)>,
 }
 
 /// See the [module](self).
@@ -61,8 +65,8 @@ pub struct Sent {
 pub struct Image {
     /// The tree as the kernel knows it.
     pub rows: HashMap<Ino, Row>,
-    /// What is gone from it, and somebody may have open.
-    pub orphans: HashMap<Ino, Row>,
+    /// What somebody may have open, whether it is in the tree or not.
+    pub opened: HashMap<Ino, Row>,
     /// The newest revision that was shown.
     pub shown: Revision,
     /// Numbers that the kernel has for files of the store: several for one where its values came by renames.
@@ -79,6 +83,8 @@ pub struct Image {
     pub privates: HashMap<NodeId, (At, Record)>,
     /// Values that are being read, with their versions.
     pub kept: HashMap<Ino, Vec<(u64, Bytes)>>,
+    /// Versions and lengths that are being read through handles, where it is not what they were opened with.
+    pub passes: HashMap<Fh, (u64, usize)>,
     /// Handles that were written to.
     pub written: HashMap<Fh, Written>,
     /// The session.
@@ -110,17 +116,15 @@ impl Image {
                 }
             }
             Note::Attrs(ino, attrs) => {
+                if let Some(row) = self.opened.get_mut(&ino) {
+                    row.attrs = attrs.clone();
+                }
                 if let Some(row) = self.rows.get_mut(&ino) {
                     row.attrs = attrs;
                 }
             }
-            Note::Gone(ino) => {
-                if let Some(row) = self.rows.remove(&ino)
-                    && self.kept.contains_key(&ino)
-                {
-                    self.orphans.insert(ino, row);
-                }
-            }
+            Note::Gone(ino) => _ = self.rows.remove(&ino),
+            Note::Opened(row) => _ = self.opened.insert(row.ino, row),
             Note::Shown(revision) => self.shown = self.shown.max(revision),
             Note::Alias(node, ino) => {
                 self.privates.remove(&node);
@@ -146,7 +150,11 @@ impl Image {
             }
             Note::Resized { fh, node, edits, size } => _ = self.edit(fh, node, edits, Edit::Resize(size)),
             Note::Published(fh, edits) => self.published(fh, edits),
-            Note::Closed(fh) => _ = self.written.remove(&fh),
+            Note::Pass(fh, version, length) => _ = self.passes.insert(fh, (version, length as usize)),
+            Note::Closed(fh) => {
+                self.written.remove(&fh);
+                self.passes.remove(&fh);
+            }
             Note::Session(id) => {
                 if self.session != Some(id) {
                     (self.session, self.next) = (Some(id), 1);
@@ -155,7 +163,13 @@ impl Image {
             }
             Note::Sent { number, unique, command } => {
                 self.next = self.next.max(number + 1);
-                self.sent.push(Sent { number, unique, command, outcome: None });
+                let (outcome, is_unknown, publishes) = (None, false, None);
+                self.sent.push(Sent { number, unique, command, outcome, is_unknown, publishes });
+            }
+            Note::Publishes { number, fh, edits } => {
+                if let Some(sent) = self.sent.iter_mut().find(|sent| sent.number == number) {
+                    sent.publishes = Some((fh, edits));
+                }
             }
             Note::Answered(number, outcome) => {
                 self.sent.retain(|sent| sent.number != number || sent.unique != 0);
@@ -165,6 +179,7 @@ impl Image {
             }
             Note::Replied(unique) => self.sent.retain(|sent| sent.unique != unique),
             Note::Locked(ino, owner, fh) => _ = self.locks.insert((ino, owner, fh)),
+            Note::LeftTo(ino, owner, fh) => _ = self.locks.remove(&(ino, owner, fh)),
             Note::Unlocked(ino, owner) => self.locks.retain(|lock| (lock.0, lock.1) != (ino, owner)),
             Note::Replayer(process, thread) => self.replayers.push((process, thread)),
             Note::Settled(number) => self.sent.retain(|sent| sent.number != number),
@@ -207,11 +222,10 @@ impl Image {
         for (ino, versions) in self.kept {
             versions.into_iter().for_each(|(version, value)| give(Note::Kept { ino, version, value }));
         }
-        for row in self.orphans.into_values() {
-            let ino = row.ino;
-            give(Note::Made(row));
-            give(Note::Gone(ino));
-        }
+        self.opened.into_values().for_each(|row| give(Note::Opened(row)));
+        self.passes
+            .into_iter()
+            .for_each(|(fh, (version, length))| give(Note::Pass(fh, version, length as u64)));
         give(Note::Shown(self.shown));
         self.aliases.into_iter().for_each(|(node, ino)| give(Note::Alias(node, ino)));
         self.named.into_iter().for_each(|(ino, node)| give(Note::Named(ino, node)));
@@ -243,8 +257,11 @@ impl Image {
             give(Note::Sent { number, unique: u64::MAX, command: 0 });
             give(Note::Replied(u64::MAX));
         }
-        for Sent { number, unique, command, outcome } in self.sent {
+        for Sent { number, unique, command, outcome, publishes, .. } in self.sent {
             give(Note::Sent { number, unique, command });
+            if let Some((fh, edits)) = publishes {
+                give(Note::Publishes { number, fh, edits });
+            }
             if let Some(outcome) = outcome {
                 give(Note::Answered(number, outcome));
             }
@@ -257,6 +274,37 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is read, published and locked through handles, also written anew.
+    #[test]
+    fn what_handles_do_outlives_two_workers() {
+        let (file, reader, first, second) = (Ino(7), 1, 1 << 62, (1 << 62) + 1);
+        let mut image = Image::default();
+        for note in [
+            Note::Session(LeaseId(1)),
+            Note::Pass(reader, 5, 300),
+            Note::Pass(reader + 1, 5, 300),
+            Note::Closed(reader + 1),
+            Note::Sent { number: 1, unique: 9, command: 1 },
+            Note::Publishes { number: 1, fh: first, edits: 3 },
+            Note::Sent { number: 2, unique: 11, command: 1 },
+            Note::Publishes { number: 2, fh: second, edits: 4 },
+            Note::Replied(11),
+            Note::Locked(file, 5, first),
+            Note::Locked(file, 5, second),
+            Note::LeftTo(file, 5, first),
+        ] {
+            image.take(note);
+        }
+        let mut again = Image::default();
+        image.notes(&mut |note| again.take(note));
+        assert_eq!(again.passes, HashMap::from([(reader, (5, 300))]));
+        let sent: Vec<_> = again.sent.iter().map(|sent| (sent.number, sent.publishes)).collect();
+        assert_eq!(sent, [(1, Some((first, 3)))]);
+        assert_eq!(again.locks, HashSet::from([(file, 5, second)]));
+        again.take(Note::Unlocked(file, 5));
+        assert!(again.locks.is_empty());
+    }
 
     /// Written anew, the notes come to the same.
     #[test]

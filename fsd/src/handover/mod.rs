@@ -22,4 +22,4 @@ pub mod note;
 mod noting;
 
 /// Version of the notes. A worker that writes others cannot take the place of one with these.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;

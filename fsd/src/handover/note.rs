@@ -141,7 +141,7 @@ pub enum Note {
     },
     /// What a handle held up to this write is in the store, or was given up.
     Published(Fh, u64),
-    /// A handle that was written to is closed.
+    /// A handle of which something was noted is closed.
     Closed(Fh),
     /// The session.
     Session(LeaseId),
@@ -187,6 +187,22 @@ pub enum Note {
     Linked(Ino, Made, Option<NodeId>),
     /// The `..data` of a directory is to be swapped, or was.
     Swap(Ino, bool),
+    /// Somebody has opened it: what is noted of it with [`Note::Kept`] has these attributes, also when it has no
+    /// name any more.
+    Opened(Row),
+    /// What is read through an open file is of this version now, and of this length in bytes.
+    Pass(Fh, u64, u64),
+    /// A lock, by file and owner, was taken through an open file that is closed, and stays with another one.
+    LeftTo(Ino, u64, Fh),
+    /// A request to the store publishes what was written through a handle.
+    Publishes {
+        /// Its number in the session.
+        number: u64,
+        /// Through which handle.
+        fh: Fh,
+        /// Up to which write.
+        edits: u64,
+    },
 }
 
 /// Kinds of commands in one byte, of those that an answer is kept for.
@@ -204,6 +220,13 @@ pub const SYMLINK: u8 = 8;
 /// See [`PUT`].
 pub const MKNOD: u8 = 14;
 
+const LOCK: u8 = 11;
+const UNLOCK: u8 = 12;
+const CANCEL_WAIT: u8 = 15;
+
+/// Kinds of commands that can be done once more without harm if it is not known whether they were done.
+pub const IS_SAFE_TWICE: [u8; 3] = [LOCK, UNLOCK, CANCEL_WAIT];
+
 /// What kind of command it is.
 pub fn tag(command: &Command) -> u8 {
     match command {
@@ -217,11 +240,11 @@ pub fn tag(command: &Command) -> u8 {
         Command::Symlink { .. } => SYMLINK,
         Command::SetAttr { .. } => 9,
         Command::SetXattr { .. } => 10,
-        Command::Lock { .. } => 11,
-        Command::Unlock { .. } => 12,
+        Command::Lock { .. } => LOCK,
+        Command::Unlock { .. } => UNLOCK,
         Command::Txn { .. } => 13,
         Command::Mknod { .. } => MKNOD,
-        Command::CancelWait { .. } => 15,
+        Command::CancelWait { .. } => CANCEL_WAIT,
         // A mount asks for nothing else.
         _ => 0,
     }
@@ -264,6 +287,9 @@ mod tests {
             (Note::Named(Ino(2), 300), &[23, 2, 0xac, 2]),
             (Note::Linked(Ino(2), Made::Stamp, Some(9)), &[25, 2, 1, 1, 9]),
             (Note::Swap(Ino(2), true), &[26, 2, 1]),
+            (Note::Pass(1, 2, 300), &[28, 1, 2, 0xac, 2]),
+            (Note::LeftTo(Ino(1), 2, 3), &[29, 1, 2, 3]),
+            (Note::Publishes { number: 1, fh: 2, edits: 3 }, &[30, 1, 2, 3]),
         ];
         for (note, bytes) in golden {
             let frame = codec::encode(FrameKind::Note, note).unwrap();

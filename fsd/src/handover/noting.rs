@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use quorumfs_api::record::{Ino, Kind, Record};
 
 use super::note::{Attrs, Note, Row};
+use crate::handle::Fh;
 use crate::kernel::NodeId;
 use crate::mirror::{At, Net};
 use crate::state::State;
@@ -60,11 +60,31 @@ impl State {
         self.note(|| Note::Abandoned(node));
     }
 
-    /// Somebody opens a file to read that value: he can do so to its end, whatever happens to it and to us.
-    pub fn keep(&mut self, ino: Ino, version: u64, value: &Bytes) {
+    /// Somebody opens a file to read what it holds: he can do so to its end, whatever happens to it and to us.
+    pub fn keep_open(&mut self, ino: Ino) {
+        if self.journal.is_some()
+            && let Some(node) = self.mirror.get(ino)
+        {
+            let record = node.record.clone();
+            self.keep(&record);
+        }
+    }
+
+    /// Who has a file open reads it from its beginning again, and gets another value than it had when it was opened.
+    pub fn keep_pass(&mut self, node: NodeId, fh: Fh) {
+        if self.journal.is_some()
+            && let Some(record) = self.record(node).cloned()
+        {
+            self.keep(&record);
+            self.note(|| Note::Pass(fh, record.version, record.value.len() as u64));
+        }
+    }
+
+    fn keep(&mut self, record: &Record) {
+        let (ino, version) = (record.ino, record.version);
         if self.journal.is_some() && self.kept.insert(ino, version) != Some(version) {
-            let value = value.clone();
-            self.note(|| Note::Kept { ino, version, value });
+            let value = record.value.clone();
+            self.note_all(&[Note::Opened(Row::of(None, record)), Note::Kept { ino, version, value }]);
         }
     }
 
@@ -73,7 +93,7 @@ impl State {
         let (kernel, handles) = (&mut self.kernel, &self.handles);
         kernel.orphan(record, |node| !handles.of(node).is_empty());
         if record.kind == Kind::File && self.is_open(record.ino) {
-            self.keep(record.ino, record.version, &record.value);
+            self.keep(record);
         }
     }
 

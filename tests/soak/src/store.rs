@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorumfs_api::client::{Client, ClientError, Session};
+use quorumfs_api::client::{Client, ClientError, Progress, Session};
 use quorumfs_api::record::{Record, Revision};
 use quorumfs_api::wire::{Consistency, Prefix};
 use quorumfs_api::{Command, CreateMode, Done, Key, LeaseChange, Outcome, Owner, Refusal};
@@ -94,7 +94,12 @@ pub async fn write_and_ask(
 ) -> Written {
     let call = shared.now();
     let sent = Mutex::new(None);
-    let result = session.write_noting(None, command, TIMEOUT, |request| *sent.lock() = Some(request)).await;
+    let note = |progress: Progress<'_>| {
+        if let Progress::Sent(request) = progress {
+            *sent.lock() = Some(request);
+        }
+    };
+    let result = session.write_noting(None, command, TIMEOUT, note).await;
     let acknowledged = shared.now();
     let fate = Fate::of(result);
     shared.report.operation(workload, fate.ended());

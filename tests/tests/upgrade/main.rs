@@ -317,7 +317,10 @@ fn an_unmount_ends_supervisor_and_worker() {
     let cluster = Cluster::start(1);
     let mut host = Host::mount_with(&cluster, "host-a", MountConfig::supervised());
     let workers = host.workers();
-    rustix::mount::unmount(host.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    // While the worker looks at its mount for the first time, that is in use.
+    eventually("it can be unmounted", LIMIT, || {
+        rustix::mount::unmount(host.path(), rustix::mount::UnmountFlags::empty())
+    });
     assert!(host.wait(LIMIT).success(), "{}", host.log());
     assert!(!workers.iter().any(|worker| process::runs(*worker)));
     host.start();

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 
 pub use error::ClientError;
-pub use session::{Resume, Session};
+pub use session::{Progress, Resume, Session};
 pub use settings::{Overrides, Settings, SettingsError};
 pub use watch::{Watch, WatchItem};
 

@@ -40,6 +40,15 @@ pub struct Resume {
     pub next: u64,
 }
 
+/// How far a write has come.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// It is about to be sent under this number.
+    Sent(RequestId),
+    /// It was answered.
+    Answered(RequestId, &'a Outcome),
+}
+
 /// One lease and the numbers of its writes.
 struct Generation {
     number: u64,
@@ -165,14 +174,14 @@ impl Session {
         self.write_noting(Some(session), command, timeout, |_| {}).await
     }
 
-    /// As [`Session::write`], with `only` as [`Session::write_in`]. `note` hears under which number it is about to
-    /// be sent: whoever writes that down can ask [`Session::settle`] what became of it, also in another process.
+    /// As [`Session::write`], with `only` as [`Session::write_in`]. `note` hears of its [`Progress`]: whoever writes
+    /// that down can ask [`Session::settle`] what became of it, also in another process.
     pub async fn write_noting(
         &self,
         only: Option<LeaseId>,
         command: Command,
         timeout: Duration,
-        note: impl Fn(RequestId) + Send,
+        note: impl Fn(Progress<'_>) + Send,
     ) -> Result<Outcome, ClientError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -186,14 +195,19 @@ impl Session {
                 number: ticket.number(),
                 done_below: ticket.ticket.done_below,
             };
-            note(request);
+            note(Progress::Sent(request));
             let call = Call::Write { session: Some(request), command: command.clone() };
             let left = deadline.saturating_duration_since(Instant::now());
             let dispatched = to_leader(&self.inner.pool, call, left).await;
             let gone = match dispatched.result {
                 Ok(Answer::Written(outcome)) => match outcome.result {
                     Err(Refusal::NoSession(id)) => id == generation.id,
-                    _ => return Ok(outcome),
+                    _ => {
+                        // While the number is still in use: later ones must not let the store forget it before
+                        // its answer is written down.
+                        note(Progress::Answered(request, &outcome));
+                        return Ok(outcome);
+                    }
                 },
                 Ok(other) => return Err(unexpected("a write", &other)),
                 Err(ClientError::NoLease(id)) => id == generation.id,
@@ -213,7 +227,7 @@ impl Session {
 
     /// Makes sure of a request that an earlier holder of this session sent and had no answer to: its
     /// outcome if it was done; `None` if it was not, and then it never will be, however long it is still
-    /// on its way: the number is used up.
+    /// on its way: the number is used up. [`Refusal::Forgotten`] as its result says that it cannot be known any more.
     ///
     /// # Errors
     /// When the leader cannot be asked in time, or the session has ended.

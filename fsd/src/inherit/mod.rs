@@ -4,32 +4,30 @@
 //! difference is replayed, as after a gap of the network. What the kernel *holds*, it is asked itself.
 //! Open files are taken up when they are used next: their numbers say what they are.
 
+mod calls;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use quorumfs_api::command::Command;
-use quorumfs_api::outcome::Outcome;
-use quorumfs_api::record::{Ino, Record, Timestamp};
+use quorumfs_api::record::{Ino, Record, Revision, Timestamp};
+
+use calls::{Publishing, UNSETTLED_MAX};
 
 use crate::core::Core;
 use crate::errno::{Errno, Result};
 use crate::handle::{
     Buffer, Described, Fh, Handle, REPLAY_FH, Reader, Writer, count_edits_from, describe, same_version,
+    says_version,
 };
 use crate::handover::call;
 use crate::handover::image::{Edit, Image, Sent, Written};
-use crate::handover::note::{self, Note, Row};
+use crate::handover::note::{Note, Row};
 use crate::kernel::{NodeId, STAGE};
-use crate::mirror::{At, Mirror, Net, difference};
-use crate::state::{State, Touch};
-
-/// How long the replayer waits for calls that were under way, once it is known what came of them: what they
-/// did, the kernel shows by itself when they are answered.
-const DOUBT_MAX: Duration = Duration::from_secs(1);
-/// How long it waits until that is known: without a quorum it cannot be.
-const UNSETTLED_MAX: Duration = Duration::from_secs(10);
+use crate::mirror::{Mirror, Net, difference};
+use crate::report;
+use crate::state::State;
 
 /// What an earlier worker left, as far as it is not taken up yet.
 #[derive(Debug, Default)]
@@ -38,12 +36,21 @@ pub struct Inherited {
     pub any: bool,
     /// Values that are being read, with their versions.
     kept: HashMap<Ino, Vec<(u64, Bytes)>>,
+    /// What is being read through handles.
+    passes: HashMap<Fh, (u64, usize)>,
     /// Handles with something that is not published.
     written: HashMap<Fh, Written>,
     /// Requests of the kernel that had something under way, and what came of it.
     calls: HashMap<u64, Vec<Sent>>,
+    /// Requests to the store that published what was written, and nobody knows whether they did.
+    publishing: Vec<Publishing>,
+    /// The newest revision at which one of them turned out to be done.
+    published: Revision,
     /// When nobody waits for those any more.
     doubt_until: Option<Instant>,
+    /// What the kernel did not hold when it was asked. An answer of the last worker may just have been on its way
+    /// to the process that waited for it, so it is asked again.
+    unproven: Vec<NodeId>,
 }
 
 impl State {
@@ -52,10 +59,11 @@ impl State {
         self.mirror.objects().map(|node| Note::Made(Row::of(node.at.clone(), &node.record)))
     }
 
-    /// Whether calls are on their way that the last worker has begun: what they did must not be shown twice.
-    pub fn is_in_doubt(&self) -> bool {
-        !self.inherited.calls.is_empty()
-            && self.inherited.doubt_until.is_none_or(|until| Instant::now() < until)
+    /// The kernel asks about an inode, so it holds it.
+    pub fn seen(&mut self, node: NodeId) {
+        if self.inherited.any && !self.kernel.holds(node) && !report::is_own(node) {
+            self.kernel.inherit(node);
+        }
     }
 
     /// Takes up an open file of an earlier worker that the kernel comes with.
@@ -63,10 +71,16 @@ impl State {
         if !self.inherited.any || fh == REPLAY_FH || self.handles.get(fh).is_some() {
             return;
         }
+        self.seen(node);
         let handle = match describe(fh) {
-            Described::Reader { direct, version, .. } => {
-                let (value, version, times) = self.value_for_reader(node, version, direct);
-                Handle::Reader(Reader::new(node, value, version, times, direct))
+            Described::Reader { direct, version, length } => {
+                let (said, length) = self.inherited.passes.remove(&fh).unwrap_or((version, length));
+                let (value, version, times) = self.value_for_reader(node, said, direct);
+                let mut reader = Reader::new(node, value, version, times, direct);
+                if direct && !same_version(said, version) {
+                    reader.torn = length;
+                }
+                Handle::Reader(reader)
             }
             Described::Writer { readable, at_end, sync, emptied } => {
                 let written = self.inherited.written.remove(&fh).unwrap_or_default();
@@ -130,13 +144,7 @@ impl State {
 
     /// Whether a reader asks for the middle of a value that is nowhere any more.
     pub fn is_torn(&self, fh: Fh, offset: usize) -> bool {
-        let Some(Handle::Reader(reader)) = self.handles.get(fh) else { return false };
-        match describe(fh) {
-            Described::Reader { direct: true, version, length } => {
-                (1..length).contains(&offset) && !same_version(version, reader.version)
-            }
-            _ => false,
-        }
+        matches!(self.handles.get(fh), Some(Handle::Reader(reader)) if (1..reader.torn).contains(&offset))
     }
 }
 
@@ -159,66 +167,81 @@ impl Core {
         let state = &mut *state;
         self.replayer.set_earlier(image.replayers);
         count_edits_from(image.written.values().map(|written| written.count).max().unwrap_or_default());
-        let in_doubt = image.sent.iter().any(|sent| sent.unique != 0);
+        let in_doubt = image.sent.iter().any(|sent| sent.unique != 0) && image.session.is_some();
         self.settled_with_store.send_replace(!in_doubt);
         let mut calls: HashMap<u64, Vec<Sent>> = HashMap::new();
+        let mut publishing = Vec::new();
         for sent in image.sent {
-            if sent.unique != 0 {
-                calls.entry(sent.unique).or_default().push(sent);
+            match sent.publishes {
+                Some(_) => publishing.extend(Publishing::of(sent, &image.written)),
+                None if sent.unique != 0 => calls.entry(sent.unique).or_default().push(sent),
+                None => {}
             }
         }
         state.kept = image.kept.iter().filter_map(|(ino, have)| Some((*ino, have.last()?.0))).collect();
         state.inherited = Inherited {
             any: true,
             kept: image.kept,
+            passes: image.passes,
             written: image.written,
             calls,
+            publishing,
+            published: 0,
             doubt_until: Some(Instant::now() + UNSETTLED_MAX),
+            unproven: Vec::new(),
         };
 
-        for (node, ino) in image.aliases {
-            if holds(node) {
-                state.kernel.inherit(node);
-                state.kernel.restore_alias(node, ino, image.named.get(&ino) == Some(&node));
+        let mut unproven = Vec::new();
+        let mut is_held = |node| {
+            let held = holds(node);
+            if !held {
+                unproven.push(node);
             }
+            held
+        };
+        // What only we can say the meaning of is kept until it is sure that nobody will ask.
+        for (node, ino) in image.aliases {
+            is_held(node);
+            state.kernel.inherit(node);
+            state.kernel.restore_alias(node, ino, image.named.get(&ino) == Some(&node));
         }
         for (node, record) in image.links {
-            if holds(node) {
-                state.kernel.inherit(node);
-                state.kernel.restore_link(node, record);
-            }
+            is_held(node);
+            state.kernel.inherit(node);
+            state.kernel.restore_link(node, record);
         }
         for ((dir, made), node) in image.linked {
             state.kernel.restore_link_of(dir, made, node);
         }
-        if holds(STAGE) {
+        if is_held(STAGE) {
             state.kernel.inherit(STAGE);
         }
-        let open: HashSet<NodeId> = state.inherited.written.values().map(|written| written.node).collect();
         for (node, (at, record)) in image.privates {
-            if holds(node) || open.contains(&node) {
-                state.kernel.inherit(node);
-                state.kernel.restore_private(node, at, record);
-            }
+            is_held(node);
+            state.kernel.inherit(node);
+            state.kernel.restore_private(node, at, record);
         }
-        let mut inos: HashSet<Ino> = image.rows.keys().copied().collect();
-        inos.extend(state.mirror.inos());
-        inos.extend(image.orphans.keys());
-        for ino in inos {
-            if holds(ino.0) {
-                state.kernel.inherit(ino.0);
-            }
-        }
-        for (ino, row) in image.orphans {
+        for (ino, row) in image.opened {
+            is_held(ino.0);
+            state.kernel.inherit(ino.0);
             if state.mirror.get(ino).is_none() {
-                let value = state.inherited.kept.get(&ino).and_then(|kept| kept.last());
-                let value = value.map(|(_, value)| value.clone()).unwrap_or_default();
-                let record = Record { value, ..row.record() };
+                let mut record = row.record();
+                if let Some((version, value)) = state.inherited.kept.get(&ino).and_then(|kept| kept.last()) {
+                    (record.version, record.value) = (*version, value.clone());
+                }
                 for node in state.kernel.nodes(ino) {
                     state.kernel.restore_orphan(node, record.clone());
                 }
             }
         }
+        let mut inos: HashSet<Ino> = image.rows.keys().copied().collect();
+        inos.extend(state.mirror.inos());
+        for ino in inos {
+            if !state.kernel.is_inherited(ino.0) && is_held(ino.0) {
+                state.kernel.inherit(ino.0);
+            }
+        }
+        state.inherited.unproven = unproven;
 
         state.connected = true;
         let missed = if image.rows.is_empty() {
@@ -252,7 +275,7 @@ impl Core {
         state.swap(swaps);
         if let Some(session) = image.session {
             for (ino, owner, fh) in image.locks {
-                state.locked.inherit(fh, (ino, owner), session);
+                state.locked.take(fh, (ino, owner), session);
             }
         }
         let pending = state.inherited.written.iter().filter(|(_, written)| !written.edits.is_empty());
@@ -267,66 +290,23 @@ impl Core {
         });
     }
 
-    /// What came of requests that the last worker had under way is known, or never will be.
-    pub fn settle_calls(&self, outcomes: HashMap<u64, Option<Outcome>>) {
+    /// Asks the kernel once more for what it did not hold. What it does not hold now either, it will not ask about, if
+    /// this is the `last` time.
+    pub fn ask_again(&self, last: bool, holds: impl Fn(NodeId) -> bool) {
+        let asked = std::mem::take(&mut self.state.lock().inherited.unproven);
+        let (held, unknown): (Vec<NodeId>, Vec<NodeId>) = asked.into_iter().partition(|node| holds(*node));
         let mut state = self.state.lock();
-        for sent in state.inherited.calls.values_mut().flatten() {
-            if sent.outcome.is_none()
-                && let Some(outcome) = outcomes.get(&sent.number)
-            {
-                sent.outcome.clone_from(outcome);
+        held.into_iter().for_each(|node| state.seen(node));
+        if !last {
+            state.inherited.unproven = unknown;
+            return;
+        }
+        for node in unknown {
+            if state.kernel.private(node).is_some() && state.handles.of(node).is_empty() {
+                state.abandon(node);
             }
+            state.kernel.is_unknown(node);
         }
-        let forget: Vec<Note> = {
-            let calls = &state.inherited.calls;
-            let is_asked = |number| calls.values().flatten().any(|sent| sent.number == number);
-            let of_use =
-                |(number, outcome): &(&u64, &Option<Outcome>)| outcome.is_some() && is_asked(**number);
-            outcomes.iter().filter(|one| !of_use(one)).map(|(number, _)| Note::Settled(*number)).collect()
-        };
-        state.note_all(&forget);
-        state.inherited.calls.retain(|_, sent| sent.iter().any(|sent| sent.outcome.is_some()));
-        state.inherited.doubt_until = Some(Instant::now() + DOUBT_MAX);
-        drop(state);
-        self.settled_with_store.send_replace(true);
-        self.work.notify_all();
-    }
-
-    /// Whether the system call that is being served had this done for it before, by an earlier worker.
-    pub async fn was_done(&self, command: u8) -> bool {
-        self.find_call(command).await.is_some_and(|outcome| outcome.result.is_ok())
-    }
-
-    async fn find_call(&self, command: u8) -> Option<Outcome> {
-        let unique = call::current();
-        if unique == 0 || !self.state.lock().inherited.calls.contains_key(&unique) {
-            return None;
-        }
-        let mut settled = self.settled_with_store.subscribe();
-        let wait = settled.wait_for(|settled| *settled);
-        let _ = tokio::time::timeout(self.rules.write_timeout, wait).await;
-        let state = self.state.lock();
-        let sent = state.inherited.calls.get(&unique)?;
-        sent.iter().rev().find(|sent| sent.command == command)?.outcome.clone()
-    }
-
-    /// What came of a command that an earlier worker has sent for the system call that is being served. What
-    /// it did the kernel shows by itself, so it is not replayed.
-    pub(crate) async fn recall(&self, command: &Command, touches: &[Touch]) -> Option<Outcome> {
-        let outcome = self.find_call(note::tag(command)).await?;
-        call::noted();
-        let mut state = self.state.lock();
-        state.inherited.calls.remove(&call::current());
-        let mut own = Vec::new();
-        for touch in touches {
-            while let Some(net) = state.queue.withdraw(|net| concerns(net, touch)) {
-                own.push(net);
-            }
-        }
-        own.into_iter().for_each(|net| state.take_in_own(net));
-        drop(state);
-        self.work.notify_all();
-        Some(outcome)
     }
 
     /// Brings the notes down when there are many: what nobody has open any more is left out.
@@ -341,7 +321,7 @@ impl Core {
         };
         journal.compact(|image| {
             image.kept.retain(|ino, _| is_open(ino));
-            image.orphans.retain(|ino, _| is_open(ino));
+            image.opened.retain(|ino, _| is_open(ino));
             image.aliases.retain(|node, _| kernel.holds(*node));
             image.named.retain(|ino, node| kernel.node(*ino) == *node);
             image.links.retain(|node, _| kernel.link(*node).is_some());
@@ -360,23 +340,16 @@ fn gone(net: &mut Net) -> Option<&mut Record> {
     }
 }
 
-/// Whether a change is that which a call asked for.
-fn concerns(net: &Net, touch: &Touch) -> bool {
-    let is = |at: &At| *touch == Touch::Name(at.clone());
-    match net {
-        Net::Create { at, .. } | Net::Remove { at, .. } => is(at),
-        Net::Rename { from, to, .. } => is(from) || is(to),
-        Net::Update { ino } | Net::Attr { ino } => *touch == Touch::Ino(*ino),
-        Net::Unlocked { .. } | Net::Swap { .. } => false,
-    }
-}
-
 impl State {
     /// Closes a handle, and does away with what was noted of it.
     pub fn close(&mut self, fh: Fh) {
-        if let Some(Handle::Writer(_)) = self.handles.remove(fh)
-            && !call::closes(fh)
-        {
+        let is_noted = match self.handles.remove(fh) {
+            Some(Handle::Writer(_)) => true,
+            // It went on to another value than its number tells of.
+            Some(Handle::Reader(reader)) => !says_version(fh, reader.version),
+            _ => false,
+        };
+        if is_noted && !call::closes(fh) {
             self.note(|| Note::Closed(fh));
         }
     }
