@@ -180,10 +180,11 @@ fn sweep() {
         }
     }
     crate::network::sweep();
+    crate::cgroup::sweep();
 }
 
 /// The process that a path of this harness belongs to.
-fn owner(path: &Path) -> Option<u32> {
+pub fn owner(path: &Path) -> Option<u32> {
     let name = path.iter().find_map(|part| part.to_str()?.strip_prefix(PREFIX))?;
     name.split('-').next()?.parse().ok()
 }

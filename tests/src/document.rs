@@ -15,8 +15,7 @@ const REQUIRE: &str = "QUORUMFS_REQUIRE_PROGRAMS";
 /// A row of a table: its first cell, and the others if they were observed.
 pub type Row = (String, Option<Vec<String>>);
 
-/// Whether all these programs (or, with a slash in front, files) are here. Where one is missing, says so loudly, or
-/// panics if `QUORUMFS_REQUIRE_PROGRAMS` is set, as it is in CI.
+/// Whether all these programs (or, with a slash in front, files) are here; [`not_tested`] where one is missing.
 #[track_caller]
 pub fn installed(what: &str, needs: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -29,8 +28,13 @@ pub fn installed(what: &str, needs: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    let text =
-        format!("{what} NOT TESTED: this machine has no {missing:?}; scripts/setup --test installs it");
+    not_tested(what, &format!("this machine has no {missing:?}; scripts/setup --test installs it"))
+}
+
+/// Says so loudly, or panics if `QUORUMFS_REQUIRE_PROGRAMS` is set, as it is in CI.
+#[track_caller]
+pub fn not_tested(what: &str, why: &str) -> bool {
+    let text = format!("{what} NOT TESTED: {why}");
     assert!(std::env::var_os(REQUIRE).is_none(), "{text}");
     eprintln!("=== {text}");
     false

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod binaries;
+pub mod cgroup;
 pub mod cleanup;
 pub mod cluster;
 pub mod deadline;

@@ -7,6 +7,7 @@
 
 mod ask;
 mod running;
+mod systemd;
 mod watchers;
 
 use std::collections::BTreeMap;
@@ -170,6 +171,7 @@ fn programs_reload_what_another_host_wrote() {
         .filter(|watcher| only.as_ref().is_none_or(|only| watcher.name.contains(only.as_str())))
         .filter(|watcher| document::installed(watcher.name, watcher.needs))
         .filter(|watcher| document::installed(watcher.name, &["vim"]))
+        .filter(|watcher| !watcher.needs.contains(&systemd::MANAGER) || systemd::can_run(watcher.name))
         .collect();
     let queue = Mutex::new(chosen);
     let results = Mutex::new(BTreeMap::new());
@@ -265,5 +267,33 @@ fn a_spool_directory_works_across_hosts() {
         program.wait_for(&format!("did job {n}"));
         fs::File::open(&place.a).unwrap().sync_all().unwrap();
         assert!(place.a.join(format!("{n}.job.done")).exists());
+    }
+}
+
+/// The same with systemd, which starts a service for as long as there is anything.
+#[test]
+fn a_spool_directory_works_with_systemd() {
+    const WHAT: &str = "systemd, `DirectoryNotEmpty=`";
+    let _guard = guard(120);
+    if !document::installed(WHAT, systemd::NEEDS) || !systemd::can_run(WHAT) {
+        return;
+    }
+    let place = pair().place("spool");
+    let scratch = Scratch::new("spool");
+    let dir = place.b.display();
+    let script = format!("cd {dir}; for job in *.job; do echo \"did $(cat $job)\"; rm $job; done");
+    let unit = systemd::PathUnit::start(scratch.path(), "DirectoryNotEmpty", &place.b, &script);
+    let mut expected = String::new();
+    for n in 0..5 {
+        fs::write(place.a.join(".tmp"), format!("job {n}")).unwrap();
+        fs::rename(place.a.join(".tmp"), place.a.join(format!("{n}.job"))).unwrap();
+        expected.push_str(&format!("did job {n}\n"));
+        eventually("the job is done", RELOAD, || {
+            let printed = unit.printed();
+            (printed == expected).then_some(()).ok_or(printed)
+        });
+        eventually("the job is gone", PROPAGATION, || {
+            (!place.a.join(format!("{n}.job")).exists()).then_some(()).ok_or("it is there")
+        });
     }
 }

@@ -118,12 +118,16 @@ impl Drop for Printer {
     }
 }
 
+/// The values in lines of `loaded` and the content.
+pub fn loads<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let loads = lines.filter_map(|line| line.strip_prefix("loaded "));
+    loads.map(|text| value_in(text).unwrap_or_else(|| format!("nothing in {text:?}"))).collect()
+}
+
 /// One that prints `loaded` and the content.
 impl Reloader for Printer {
     fn loaded(&mut self, _wanted: &str) -> Vec<String> {
-        let lines = self.lines();
-        let loads = lines.iter().filter_map(|line| line.strip_prefix("loaded "));
-        loads.map(|text| value_in(text).unwrap_or_else(|| format!("nothing in {text:?}"))).collect()
+        loads(self.lines().iter().map(String::as_str))
     }
 }
 

