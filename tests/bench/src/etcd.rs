@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
-use crate::etcd_api::Etcd;
+use crate::etcd_api::{Address, Etcd};
+use crate::etcd_tls::Pki;
 use crate::process::{Process, free_tcp_ports, until};
 
 /// How long the members have to elect a leader.
@@ -15,7 +16,7 @@ const START_TIME: Duration = Duration::from_secs(60);
 /// The running cluster.
 pub struct EtcdCluster {
     members: Vec<Process>,
-    ports: Vec<u16>,
+    addresses: Vec<Address>,
     /// What the program says of itself.
     pub version: String,
 }
@@ -23,15 +24,20 @@ pub struct EtcdCluster {
 impl EtcdCluster {
     /// Starts it, with its data under `dir`.
     pub async fn start(dir: &Path) -> anyhow::Result<EtcdCluster> {
-        EtcdCluster::start_size(dir, 3).await
+        EtcdCluster::start_size(dir, 3, None).await
+    }
+
+    /// The same, with mutual TLS everywhere.
+    pub async fn start_tls(dir: &Path) -> anyhow::Result<EtcdCluster> {
+        EtcdCluster::start_size(dir, 3, Some(Pki::create(&dir.join("pki"))?)).await
     }
 
     /// The same with one member.
     pub async fn start_one(dir: &Path) -> anyhow::Result<EtcdCluster> {
-        EtcdCluster::start_size(dir, 1).await
+        EtcdCluster::start_size(dir, 1, None).await
     }
 
-    async fn start_size(dir: &Path, size: usize) -> anyhow::Result<EtcdCluster> {
+    async fn start_size(dir: &Path, size: usize, pki: Option<Pki>) -> anyhow::Result<EtcdCluster> {
         let output = Command::new("etcd")
             .arg("--version")
             .output()
@@ -40,7 +46,8 @@ impl EtcdCluster {
         let version = text.lines().next().unwrap_or_default().replace("etcd Version: ", "");
         let all = free_tcp_ports::<6>()?;
         let (ports, peers) = (all[..size].to_vec(), all[3..3 + size].to_vec());
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let scheme = if pki.is_some() { "https" } else { "http" };
+        let url = |port: u16| format!("{scheme}://127.0.0.1:{port}");
         let cluster: Vec<String> = (0..size).map(|i| format!("e{}={}", i + 1, url(peers[i]))).collect();
         let mut members = Vec::new();
         for i in 0..size {
@@ -64,9 +71,14 @@ impl EtcdCluster {
                 .arg("quorumfs-bench")
                 .arg("--initial-cluster-state")
                 .arg("new");
+            if let Some(pki) = &pki {
+                pki.member(&name, &mut command)?;
+            }
             members.push(Process::start(dir, &name, command)?);
         }
-        let mut cluster = EtcdCluster { members, ports, version };
+        let tls = pki.map(|pki| pki.client()).transpose()?;
+        let addresses = ports.into_iter().map(|port| Address { port, tls: tls.clone() }).collect();
+        let mut cluster = EtcdCluster { members, addresses, version };
         cluster.leader().await?;
         Ok(cluster)
     }
@@ -76,16 +88,16 @@ impl EtcdCluster {
         self.members.iter().map(Process::id).collect()
     }
 
-    /// Port of the member that leads: etcd is asked there, without a hop in between.
-    pub async fn leader(&mut self) -> anyhow::Result<u16> {
-        let (members, ports) = (&mut self.members, &self.ports);
+    /// The member that leads: etcd is asked there, without a hop in between.
+    pub async fn leader(&mut self) -> anyhow::Result<Address> {
+        let (members, addresses) = (&mut self.members, &self.addresses);
         until("etcd elects a leader", START_TIME, async || {
             for member in members.iter_mut() {
                 member.check()?;
             }
-            for port in ports.iter().copied() {
-                if Etcd::connect(port).await?.leads().await? {
-                    return Ok(port);
+            for address in addresses {
+                if Etcd::connect(address).await?.leads().await? {
+                    return Ok(address.clone());
                 }
             }
             anyhow::bail!("no member leads")
@@ -93,11 +105,10 @@ impl EtcdCluster {
         .await
     }
 
-    /// Port of a member that does not lead: where a watcher on another host may be connected.
-    pub async fn follower(&mut self) -> anyhow::Result<u16> {
+    /// A member that does not lead: where a watcher on another host may be connected.
+    pub async fn follower(&mut self) -> anyhow::Result<Address> {
         let leader = self.leader().await?;
-        let other = self.ports.iter().copied().find(|port| *port != leader);
-        ensure!(other.is_some(), "etcd has only one member");
-        Ok(other.unwrap_or(leader))
+        let other = self.addresses.iter().find(|address| address.port != leader.port);
+        other.cloned().context("etcd has only one member")
     }
 }

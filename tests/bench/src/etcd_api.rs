@@ -8,6 +8,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::etcd_tls::Tls;
+
 /// etcdserverpb.PutRequest.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PutRequest {
@@ -125,6 +127,15 @@ struct ResponseHeader {
     revision: i64,
 }
 
+/// A member on this machine, and how it is dialled.
+#[derive(Clone)]
+pub struct Address {
+    /// Its port for clients.
+    pub port: u16,
+    /// Without, it speaks plain text.
+    pub tls: Option<Tls>,
+}
+
 /// One HTTP/2 connection to one member.
 #[derive(Clone)]
 pub struct Etcd {
@@ -132,13 +143,15 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Connects to `127.0.0.1:port`.
-    pub async fn connect(port: u16) -> anyhow::Result<Etcd> {
-        let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .with_context(|| format!("connecting to etcd on port {port}"))?;
+    /// Connects.
+    pub async fn connect(address: &Address) -> anyhow::Result<Etcd> {
+        let port = address.port;
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?.tcp_nodelay(true);
+        let channel = match &address.tls {
+            Some(tls) => endpoint.connect_with_connector(tls.clone()).await,
+            None => endpoint.connect().await,
+        };
+        let channel = channel.with_context(|| format!("connecting to etcd on port {port}"))?;
         Ok(Etcd { grpc: Grpc::new(channel) })
     }
 

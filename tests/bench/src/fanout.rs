@@ -80,10 +80,10 @@ pub async fn quorum(cluster: &QuorumCluster, time: Duration) -> anyhow::Result<S
 /// etcd's: at the leader, as ours may be anywhere.
 pub async fn etcd(cluster: &mut EtcdCluster, time: Duration) -> anyhow::Result<Samples> {
     let (told, heard) = mpsc::unbounded_channel();
-    let port = cluster.leader().await?;
+    let leader = cluster.leader().await?;
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
-        connections.push(Etcd::connect(port).await?);
+        connections.push(Etcd::connect(&leader).await?);
     }
     let mut watchers = tokio::task::JoinSet::new();
     for nth in 0..WATCHERS {
@@ -101,6 +101,6 @@ pub async fn etcd(cluster: &mut EtcdCluster, time: Duration) -> anyhow::Result<S
             }
         });
     }
-    let mut writer = Etcd::connect(port).await?;
+    let mut writer = Etcd::connect(&leader).await?;
     rounds(async |value| writer.put(Bytes::from_static(KEY.as_bytes()), value).await, heard, time).await
 }

@@ -4,6 +4,7 @@ mod cost;
 mod disk;
 mod etcd;
 mod etcd_api;
+mod etcd_tls;
 mod events;
 mod failover;
 mod fanout;
@@ -13,6 +14,7 @@ mod output;
 mod plot;
 mod process;
 mod quorum;
+mod replay;
 mod report;
 mod run;
 mod scale;
@@ -36,8 +38,8 @@ fn main() -> anyhow::Result<ExitCode> {
         })?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.trees() {
-        let rows = runtime.block_on(run::trees(&plan))?;
+    if let Some(part) = args.only() {
+        let rows = runtime.block_on(run::only(&plan, part))?;
         print!("{}", report::table(&rows));
         return Ok(ExitCode::SUCCESS);
     }

@@ -8,7 +8,7 @@ use clap::Parser;
 
 use crate::plot;
 use crate::report::Report;
-use crate::run::Plan;
+use crate::run::{Part, Plan};
 
 /// Measures quorumfs and etcd side by side.
 #[derive(Debug, Parser)]
@@ -22,9 +22,9 @@ pub struct Args {
     /// With `--cost`: without etcd beside it.
     #[arg(long)]
     alone: bool,
-    /// Only measure large trees on a mount.
-    #[arg(long)]
-    trees: bool,
+    /// Only measure this part.
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
     /// Length of a round in seconds.
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
@@ -53,9 +53,9 @@ impl Args {
         !self.alone
     }
 
-    /// Whether only large trees are asked.
-    pub fn trees(&self) -> bool {
-        self.trees
+    /// The one part that is asked, if it is only one.
+    pub fn only(&self) -> Option<Part> {
+        self.only
     }
 
     /// What is to be done.

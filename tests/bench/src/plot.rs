@@ -107,7 +107,12 @@ mod tests {
         let path = dir.path().join("plot.svg");
         let summary = Summary { count: 1, errors: 0, rate: 1000.0, p50_ms: 1.0, p99_ms: 3.0 };
         let puts: Vec<_> = [1, 16, 64]
-            .map(|clients| PutLoad { clients, ours: summary, etcd: Summary { rate: 500.0, ..summary } })
+            .map(|clients| PutLoad {
+                clients,
+                ours: summary,
+                etcd: Summary { rate: 500.0, ..summary },
+                etcd_tls: summary,
+            })
             .into();
         draw(&puts, &path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();

@@ -12,7 +12,7 @@ use crate::load::{self, Operation, Target};
 use crate::quorum::QuorumCluster;
 use crate::report::{Aim, Machine, PutLoad, Report, Row};
 use crate::stats::{Samples, Summary};
-use crate::{disk, events, failover, fanout, scale, trees};
+use crate::{disk, events, failover, fanout, replay, scale, trees};
 
 /// Numbers of clients, with the aims of issue 3: puts a second, and latency, as ratios to etcd's.
 const PUTS: [(usize, f64, f64); 4] = [(1, 1.3, 0.75), (16, 2.5, 0.4), (64, 4.0, 0.25), (256, 5.0, 0.2)];
@@ -30,6 +30,10 @@ const FAILOVER_P99_MS: f64 = 1500.0;
 /// What a node with a large store may take to serve again, in seconds.
 const RESTART_S: f64 = 2.0;
 
+/// Changes of others that a mount is to show as events, a second.
+const REPLAY_UPDATES: f64 = 20_000.0;
+const REPLAY_CREATES: f64 = 15_000.0;
+
 /// What a mount may take to appear, in seconds, and a key in the memory of `fsd`, in bytes.
 const MOUNT_S: f64 = 5.0;
 const KEY_B: f64 = 400.0;
@@ -38,6 +42,21 @@ const LIST_MS: f64 = 200.0;
 const WALK_MS: f64 = 5_000.0;
 /// "Not slower", with what one run differs from the next.
 const SLOWER: f64 = 1.2;
+
+/// A part that can be measured alone.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Part {
+    /// From `close` on one mount to the event on another.
+    Events,
+    /// One put, many watchers.
+    FanOut,
+    /// Files on a mount and on tmpfs.
+    Files,
+    /// Bursts, and their events on a mount.
+    Replay,
+    /// Large trees on a mount.
+    Trees,
+}
 
 /// What to do.
 pub struct Plan {
@@ -79,70 +98,65 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
         Aim::RatioAtMost(2.0),
     ));
 
-    progress("starting three raftnodes and three etcds");
+    progress("starting three raftnodes, three etcds, and three with TLS");
     let mut etcd = EtcdCluster::start(&make(dir.path(), "etcd")?).await?;
+    let mut etcd_tls = EtcdCluster::start_tls(&make(dir.path(), "etcd-tls")?).await?;
     let mut quorum = QuorumCluster::start(&plan.bin, &make(dir.path(), "quorumfs")?, 3).await?;
     let machine = Machine::describe(dir.path(), etcd.version.clone());
-    let ours = connect_quorum(&quorum, load::CONNECTIONS_MAX).await?;
-    let theirs = connect_etcd(&mut etcd, load::CONNECTIONS_MAX).await?;
-
-    let mut puts = Vec::new();
-    for (clients, rate, latency) in PUTS {
-        let load = if clients == 1 { "1 client".to_string() } else { format!("{clients} clients") };
-        progress(&format!("puts, {load}"));
-        let (our, their) = turns(plan, &ours, &theirs, Operation::Put, clients).await?;
-        rows.push(Row::new(
-            format!("puts, {load}"),
-            "/s",
-            our.rate,
-            their.rate,
-            "etcd",
-            Aim::RatioAtLeast(rate),
-        ));
-        for (name, a, b) in [("p50", our.p50_ms, their.p50_ms), ("p99", our.p99_ms, their.p99_ms)] {
-            rows.push(Row::new(format!("put {name}, {load}"), "ms", a, b, "etcd", Aim::RatioAtMost(latency)));
-        }
-        puts.push(PutLoad { clients, ours: our, etcd: their });
-    }
-    for (name, operation) in
-        [("linearizable", Operation::GetLinearizable), ("serializable", Operation::GetSerializable)]
-    {
-        progress(&format!("{name} gets, {GET_CLIENTS} clients"));
-        load::fill(&ours[0], load::FILLED).await?;
-        load::fill(&theirs[0], load::FILLED).await?;
-        let (our, their) = turns(plan, &ours, &theirs, operation, GET_CLIENTS).await?;
-        rows.push(Row::new(
-            format!("{name} gets, {GET_CLIENTS} clients"),
-            "/s",
-            our.rate,
-            their.rate,
-            "etcd",
-            Aim::RatioAtLeast(5.0),
-        ));
-        details.push((format!("{name} gets, quorumfs"), our));
-        details.push((format!("{name} gets, etcd"), their));
-    }
+    let sides = [
+        connect_quorum(&quorum, load::CONNECTIONS_MAX).await?,
+        connect_etcd(&mut etcd, load::CONNECTIONS_MAX).await?,
+        connect_etcd(&mut etcd_tls, load::CONNECTIONS_MAX).await?,
+    ];
+    let puts = put_rows(plan, &sides, &mut rows).await?;
+    get_rows(plan, &sides, &mut rows, &mut details).await?;
+    let [ours, theirs, with_tls] = sides;
+    drop((theirs, with_tls, etcd_tls));
 
     let (a, b) = (quorum.mount().await?, quorum.mount().await?);
     let put = puts.first().map_or(f64::NAN, |load| load.ours.p50_ms);
     event_rows(plan, (&a, &b), &mut etcd, put, &mut rows, &mut details).await?;
     fan_out_row(plan, &quorum, &mut etcd, &mut rows, &mut details).await?;
-    drop((etcd, theirs));
+    drop(etcd);
     file_rows(plan, &b, &ours[0], &mut rows, &mut details).await?;
     drop(ours);
     quorum.unmount()?;
     failover_rows(plan, &mut quorum, &mut rows, &mut details).await?;
     drop(quorum);
+    replay_rows(plan, dir.path(), &mut rows).await?;
     scale_rows(plan, dir.path(), &mut rows).await?;
     rows.extend(tree_rows(plan, dir.path()).await?);
     dir.close().context("removing the data of the run")?;
     Ok(Report { machine, quick: plan.quick, rows, puts, details })
 }
 
-/// Only the large trees.
-pub async fn trees(plan: &Plan) -> anyhow::Result<Vec<Row>> {
+/// Only one part, in a cluster of its own.
+pub async fn only(plan: &Plan, part: Part) -> anyhow::Result<Vec<Row>> {
     let dir = tempfile::Builder::new().prefix("quorumfs-bench.").tempdir_in(&plan.data)?;
-    tree_rows(plan, dir.path()).await
+    let dir = dir.path();
+    let (mut rows, mut details) = (Vec::new(), Vec::new());
+    match part {
+        Part::Replay => replay_rows(plan, dir, &mut rows).await?,
+        Part::Trees => rows = tree_rows(plan, dir).await?,
+        Part::Events | Part::FanOut | Part::Files => {
+            let mut etcd = EtcdCluster::start(&make(dir, "etcd")?).await?;
+            let mut quorum = QuorumCluster::start(&plan.bin, &make(dir, "quorumfs")?, 3).await?;
+            match part {
+                Part::FanOut => fan_out_row(plan, &quorum, &mut etcd, &mut rows, &mut details).await?,
+                Part::Files => {
+                    let (mount, target) = (quorum.mount().await?, connect_quorum(&quorum, 1).await?);
+                    file_rows(plan, &mount, &target[0], &mut rows, &mut details).await?;
+                }
+                _ => {
+                    let ours = connect_quorum(&quorum, 1).await?;
+                    let put = load::run(&ours, Operation::Put, 1, plan.time).await?.summary().p50_ms;
+                    let (a, b) = (quorum.mount().await?, quorum.mount().await?);
+                    event_rows(plan, (&a, &b), &mut etcd, put, &mut rows, &mut details).await?;
+                }
+            }
+        }
+    }
+    Ok(rows)
 }
 
 pub fn make(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
@@ -169,29 +183,83 @@ pub async fn connect_etcd(cluster: &mut EtcdCluster, connections: usize) -> anyh
     let leader = cluster.leader().await?;
     let mut targets = Vec::new();
     for _ in 0..connections {
-        targets.push(Target::Etcd(Etcd::connect(leader).await?));
+        targets.push(Target::Etcd(Etcd::connect(&leader).await?));
     }
     Ok(targets)
 }
 
-/// Both sides in turn, round by round; each first warms up for a tenth of a round.
+/// quorumfs, etcd, and etcd with TLS.
+type Sides = [Vec<Target>; 3];
+
+/// All sides in turn, round by round; each first warms up for a tenth of a round.
 async fn turns(
     plan: &Plan,
-    ours: &[Target],
-    theirs: &[Target],
+    sides: &Sides,
     operation: Operation,
     clients: usize,
-) -> anyhow::Result<(Summary, Summary)> {
-    let mut all = [Samples::default(), Samples::default()];
+) -> anyhow::Result<[Summary; 3]> {
+    let mut all: [Samples; 3] = Default::default();
     let connections = load::connections(clients);
     for _ in 0..plan.rounds {
-        for (samples, targets) in all.iter_mut().zip([ours, theirs]) {
+        for (samples, targets) in all.iter_mut().zip(sides) {
             let targets = &targets[..connections.min(targets.len())];
             load::run(targets, operation, clients, plan.time / 10).await?;
             samples.append(load::run(targets, operation, clients, plan.time).await?);
         }
     }
-    Ok((all[0].summary(), all[1].summary()))
+    Ok(all.map(|samples| samples.summary()))
+}
+
+/// One figure of ours beside etcd's, by which it is judged, and beside that of etcd with TLS.
+fn compare(
+    rows: &mut Vec<Row>,
+    what: &str,
+    unit: &'static str,
+    [ours, etcd, with_tls]: [Summary; 3],
+    figure: fn(Summary) -> f64,
+    aim: Aim,
+) {
+    rows.push(Row::new(what, unit, figure(ours), figure(etcd), "etcd", aim));
+    rows.push(Row::new(what, unit, figure(ours), figure(with_tls), "etcd, TLS", Aim::None));
+}
+
+async fn put_rows(plan: &Plan, sides: &Sides, rows: &mut Vec<Row>) -> anyhow::Result<Vec<PutLoad>> {
+    let mut puts = Vec::new();
+    for (clients, rate, latency) in PUTS {
+        let load = if clients == 1 { "1 client".to_string() } else { format!("{clients} clients") };
+        progress(&format!("puts, {load}"));
+        let found = turns(plan, sides, Operation::Put, clients).await?;
+        let most = Aim::RatioAtMost(latency);
+        compare(rows, &format!("puts, {load}"), "/s", found, |side| side.rate, Aim::RatioAtLeast(rate));
+        compare(rows, &format!("put p50, {load}"), "ms", found, |side| side.p50_ms, most);
+        compare(rows, &format!("put p99, {load}"), "ms", found, |side| side.p99_ms, most);
+        let [ours, etcd, etcd_tls] = found;
+        puts.push(PutLoad { clients, ours, etcd, etcd_tls });
+    }
+    Ok(puts)
+}
+
+async fn get_rows(
+    plan: &Plan,
+    sides: &Sides,
+    rows: &mut Vec<Row>,
+    details: &mut Vec<(String, Summary)>,
+) -> anyhow::Result<()> {
+    for side in sides {
+        load::fill(&side[0], load::FILLED).await?;
+    }
+    for (name, operation) in
+        [("linearizable", Operation::GetLinearizable), ("serializable", Operation::GetSerializable)]
+    {
+        progress(&format!("{name} gets, {GET_CLIENTS} clients"));
+        let found = turns(plan, sides, operation, GET_CLIENTS).await?;
+        let what = format!("{name} gets, {GET_CLIENTS} clients");
+        compare(rows, &what, "/s", found, |side| side.rate, Aim::RatioAtLeast(5.0));
+        for (side, summary) in ["quorumfs", "etcd", "etcd, TLS"].into_iter().zip(found) {
+            details.push((format!("{name} gets, {side}"), summary));
+        }
+    }
+    Ok(())
 }
 
 async fn event_rows(
@@ -264,6 +332,16 @@ async fn failover_rows(
         rows.push(Row::new(what, "ms", ms, most, "aim", Aim::AtMost(most)));
     }
     details.push(("leader killed to next write".into(), found));
+    Ok(())
+}
+
+async fn replay_rows(plan: &Plan, dir: &Path, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    let rates = replay::measure(plan, dir).await?;
+    for (what, rate, least) in
+        [("updates", rates.updates, REPLAY_UPDATES), ("creates", rates.creates, REPLAY_CREATES)]
+    {
+        rows.push(Row::new(format!("replayed {what}"), "/s", rate, least, "aim", Aim::AtLeast(least)));
+    }
     Ok(())
 }
 
