@@ -13,8 +13,8 @@ mod write;
 
 pub(crate) use admin::transfer;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use certs::{Identity, Role};
@@ -77,6 +77,14 @@ pub struct Context {
     pub stop: Stop,
 }
 
+/// What the streams of one connection share.
+#[derive(Default)]
+struct Streams {
+    /// How many of them are for calls.
+    calls: AtomicUsize,
+    watches: OnceLock<watch::Group>,
+}
+
 /// Serves clients. Clones share everything.
 #[derive(Clone)]
 pub struct Service {
@@ -95,7 +103,7 @@ impl Service {
     pub async fn connection(&self, connection: quinn::Connection, identity: Identity) {
         let identity = Arc::new(identity);
         let place = Arc::new(calls::ConnectionRoom::new(self.context.config.requests_per_connection));
-        let call_streams = Arc::new(AtomicUsize::new(0));
+        let streams = Arc::new(Streams::default());
         let hellos = Arc::new(Semaphore::new(HELLOS));
         let mut policies = self.context.state.policies();
         loop {
@@ -115,11 +123,11 @@ impl Service {
                 () = self.context.stop.raised() => return connection.close(CLOSE_STOPPING, b"the node is stopping"),
             };
             let Ok((send, recv)) = stream else { return };
-            let (service, identity, place, call_streams) =
-                (self.clone(), identity.clone(), place.clone(), call_streams.clone());
+            let (service, identity, place, streams) =
+                (self.clone(), identity.clone(), place.clone(), streams.clone());
             let connection = connection.clone();
             tokio::spawn(async move {
-                if let Err(error) = service.stream(send, recv, turn, identity, place, &call_streams).await {
+                if let Err(error) = service.stream(send, recv, turn, identity, place, &streams).await {
                     // A stream that was reset is the client's way to end it; anything else is an
                     // error in its program, and it is told so.
                     match &error {
@@ -141,7 +149,7 @@ impl Service {
         turn: OwnedSemaphorePermit,
         identity: Arc<Identity>,
         room: Arc<calls::ConnectionRoom>,
-        call_streams: &AtomicUsize,
+        streams: &Streams,
     ) -> Result<(), DecodeError> {
         let hello = codec::read::<Hello, _>(FrameKind::Hello, &mut recv);
         let hello = match tokio::time::timeout(HELLO_TIMEOUT, hello).await {
@@ -156,17 +164,19 @@ impl Service {
         match hello {
             None => Ok(()),
             Some(Hello::Watch(start)) => {
-                self.watches.serve(identity, start, send, recv).await;
+                let watches = self.watches.clone();
+                let watch = async move { watches.serve(identity, start, send, recv).await };
+                streams.watches.get_or_init(watch::Group::start).add(watch);
                 Ok(())
             }
             Some(Hello::Calls) => {
-                if call_streams.fetch_add(1, Ordering::AcqRel) >= CALL_STREAMS {
+                if streams.calls.fetch_add(1, Ordering::AcqRel) >= CALL_STREAMS {
                     let _ = send.reset(crate::endpoint::CLOSE_BUSY);
-                    call_streams.fetch_sub(1, Ordering::AcqRel);
+                    streams.calls.fetch_sub(1, Ordering::AcqRel);
                     return Ok(());
                 }
                 let served = calls::serve(self.context.clone(), send, recv, identity, room).await;
-                call_streams.fetch_sub(1, Ordering::AcqRel);
+                streams.calls.fetch_sub(1, Ordering::AcqRel);
                 served
             }
         }

@@ -1,8 +1,9 @@
-//! Watches. Each is a task that pulls what it has not sent yet from the state, so that a slow watcher
+//! Watches. Each pulls what it has not sent yet from the state, so that a slow watcher
 //! costs one batch of memory and not a queue: when it falls behind what the event log keeps, it gets a
 //! new copy, or is told where it can resume.
 
 mod copy;
+mod group;
 mod render;
 
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use tokio::time::Instant;
 use crate::endpoint::{CLOSE_BUSY, CLOSE_SILENT, CLOSE_STOPPING};
 use crate::service::{Context, who};
 use render::{Batch, Renderer};
+
+pub use group::Group;
 
 /// Most events that are pulled at a time.
 const PULL: usize = 512;
