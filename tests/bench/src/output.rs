@@ -13,7 +13,7 @@ use crate::run::{Part, Plan};
 /// Measures quorumfs and etcd side by side.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Short rounds: a first look, in under three minutes.
+    /// Short rounds and a smaller store: a first look, in a few minutes.
     #[arg(long)]
     quick: bool,
     /// Only say what puts and gets cost, for these numbers of clients.
@@ -69,7 +69,7 @@ impl Args {
             .data
             .canonicalize()
             .with_context(|| format!("the directory for the data, {:?}", self.data))?;
-        let (rounds, seconds) = if self.quick { (2, 2) } else { (3, 6) };
+        let (rounds, seconds) = if self.quick { (2, 2) } else { (3, 5) };
         let seconds = self.seconds.unwrap_or(seconds);
         Ok(Plan { bin, data, rounds, time: Duration::from_secs(seconds), quick: self.quick })
     }

@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use crate::stats::Summary;
 
+/// What was found out about aims that are not met.
+const WHERE: &str = include_str!("where.md");
+
 /// What a row is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub enum Aim {
@@ -180,7 +183,8 @@ impl Report {
              - The trees have 20 keys of 256 bytes in each directory, and one directory of 10,000. \"to mount\" is from the start of\n  \
                `fsd` until a file is found; memory is what `fsd` has beyond what it has with two keys, and beyond the values.\n\
              - `stat` and `pread` are timed in batches, everything else call by call.\n\
-             - \"raw\" is an append of 4 KiB and `fdatasync`, on the same disk, while nothing else runs.\n",
+             - \"raw\" is an append of 4 KiB and `fdatasync`, on the same disk, while nothing else runs.\n\n\
+             {WHERE}",
             cpus = machine.cpus,
             cpu = if machine.cpu.is_empty() { "CPU" } else { &machine.cpu },
             memory = machine.memory_mib,
