@@ -10,6 +10,7 @@
 
 pub mod fault;
 pub mod linear;
+pub mod planted;
 pub mod report;
 pub mod run;
 pub mod shared;

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use quorumfs_api::bug;
+use quorumfs_soak::planted;
 use quorumfs_soak::run::{Options, run};
 use quorumfs_soak::workload::writer;
 
-/// The argument that lists the bugs that can be put in, for scripts.
+/// The argument that lists the bugs that can be put in, and how each is found, for scripts.
 const LIST_BUGS: &str = "--list-bugs";
 
 fn main() -> ExitCode {
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
             return if writer::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Some(LIST_BUGS) => {
-            bug::ALL.iter().for_each(|(name, _)| println!("{name}"));
+            planted::list().for_each(|line| println!("{line}"));
             return ExitCode::SUCCESS;
         }
         _ => {}

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorumfs_api::client::Session;
+use quorumfs_api::Key;
+use quorumfs_api::client::{Client, Session};
 use tokio::task::JoinSet;
 
 use crate::linear::{Kind, Operation, Revisions};
@@ -20,7 +21,11 @@ use crate::workload::watch::{Acknowledged, Effect};
 const NAME: &str = "register";
 /// Reads on mounts, in the counts.
 const BARRIER: &str = "mount barrier";
+const CHECK: &str = "reads and writes of one key are linearizable";
 const WORKERS: usize = 5;
+/// Workers that only read. A node that wrongly believes to lead answers them for as long as it believes so; whoever
+/// writes, too, waits there for its write, and then goes to the next node.
+const READERS: usize = 1;
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// Works until the run settles, then checks.
@@ -30,12 +35,15 @@ pub async fn run(shared: Arc<Shared>) {
     for number in 0..WORKERS {
         workers.spawn(work(shared.clone(), lane.clone(), number));
     }
+    for _ in 0..READERS {
+        workers.spawn(only_read(shared.clone(), lane.clone()));
+    }
     for host in 0..shared.mounts.len() {
         let (shared, lane) = (shared.clone(), lane.clone());
         workers.spawn_blocking(move || read_on_mount(&shared, &lane, host));
     }
     workers.join_all().await;
-    lane.check(&shared, "reads and writes of one key are linearizable");
+    lane.check(&shared, CHECK);
 }
 
 async fn work(shared: Arc<Shared>, lane: Arc<Lane>, number: usize) {
@@ -45,14 +53,27 @@ async fn work(shared: Arc<Shared>, lane: Arc<Lane>, number: usize) {
     while shared.runs() {
         let (lane_number, key) = lane.next();
         if random.chance(55) {
-            let read = read(&shared, NAME, &client, &key).await;
-            if let Ok((revision, record)) = read.got {
-                record_read(&shared, &lane, lane_number, (read.call, read.ret), revision, record);
-            }
+            read_one(&shared, &lane, &client, lane_number, &key).await;
         } else {
             put_one(&shared, &lane, &session, lane_number, &key).await;
         }
         shared.pause(PAUSE).await;
+    }
+}
+
+async fn only_read(shared: Arc<Shared>, lane: Arc<Lane>) {
+    let client = shared.client();
+    while shared.runs() {
+        let (number, key) = lane.next();
+        read_one(&shared, &lane, &client, number, &key).await;
+        shared.pause(PAUSE).await;
+    }
+}
+
+async fn read_one(shared: &Shared, lane: &Lane, client: &Client, number: u64, key: &Key) {
+    let read = read(shared, NAME, client, key).await;
+    if let Ok((revision, record)) = read.got {
+        record_read(shared, lane, number, (read.call, read.ret), revision, record);
     }
 }
 
@@ -125,7 +146,7 @@ pub fn record_read(
     lane.record(number, Operation { call, ret: Some(ret), kind: Kind::Read { value, revisions } });
 }
 
-async fn put_one(shared: &Shared, lane: &Lane, session: &Session, number: u64, key: &quorumfs_api::Key) {
+async fn put_one(shared: &Shared, lane: &Lane, session: &Session, number: u64, key: &Key) {
     let value = lane.value();
     let written = write(shared, NAME, session, put(key, value.to_string())).await;
     let (ret, revision) = match written.fate {
