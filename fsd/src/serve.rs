@@ -23,6 +23,7 @@ use crate::fs::Fs;
 use crate::fuse::Adapter;
 use crate::handover::device;
 use crate::handover::journal::Journal;
+use crate::inherit;
 use crate::kernel::NodeId;
 use crate::replay::player::{self, Complaint};
 use crate::report::{Mounted, unix_ms};
@@ -146,23 +147,6 @@ struct Device(OwnedFd);
 impl Invalidate for Device {
     fn inode(&self, node: NodeId) -> bool {
         device::forget_attributes(&self.0, node)
-    }
-}
-
-/// When the kernel is asked again for what it did not hold: an answer that the last worker wrote may not have come to
-/// the process yet that waits for it.
-const ASK_AGAIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)];
-
-async fn ask_again(core: Arc<Core>, device: OwnedFd) {
-    let device = Arc::new(device);
-    for (round, pause) in ASK_AGAIN.into_iter().enumerate() {
-        tokio::time::sleep(pause).await;
-        let (core, device) = (core.clone(), device.clone());
-        let last = round + 1 == ASK_AGAIN.len();
-        let ask = move || core.ask_again(last, |node| device::forget_attributes(&device, node));
-        if tokio::task::spawn_blocking(ask).await.is_err() {
-            return;
-        }
     }
 }
 
@@ -305,7 +289,7 @@ impl Prepared {
             core.set_invalidate(Box::new(Device(notify.try_clone()?)));
             core.inherit(image, |node| device::forget_attributes(&notify, node));
             device::resend(&notify)?;
-            tokio::spawn(ask_again(core, notify));
+            tokio::spawn(inherit::ask_again(core, move |node| device::forget_attributes(&notify, node)));
             Ok(session)
         });
         let device = taken_up.await.map_err(|error| Error::Broken(error.to_string()))?.map_err(failed)?;

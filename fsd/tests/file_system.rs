@@ -1,6 +1,7 @@
 //! The file system without a kernel, on a state machine in memory: orders of calls that a kernel makes seldom.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,10 +10,12 @@ use bytes::Bytes;
 use fsd::attr::Overrides;
 use fsd::core::{Core, Rules};
 use fsd::fs::{Caller, Fs, LockRequest};
+use fsd::handover::image::Image;
+use fsd::handover::note::Note;
 use fsd::kernel::NodeId;
 use fsd::mirror::Mirror;
 use fsd::report::{Mounted, unix_ms};
-use fsd::store::Store;
+use fsd::store::{Fate, Store};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quorumfs_api::client::ClientError;
@@ -96,6 +99,11 @@ impl Memory {
         view::locks(&self.tables.lock().0, Ino(node)).unwrap().len()
     }
 
+    fn value(&self, path: &'static str) -> Bytes {
+        let key = Key::parse(path).unwrap();
+        view::get(&self.tables.lock().0, &key).unwrap().unwrap().value
+    }
+
     fn copy(&self) -> Mirror {
         let (root, tables) = (Key::root(), &self.tables.lock().0);
         let revision = view::meta(tables).unwrap().revision;
@@ -155,6 +163,12 @@ async fn mount(files: &[(&'static str, &'static str)]) -> (Arc<Memory>, Fs) {
     for (path, value) in files {
         store.elsewhere(put(path, value)).await;
     }
+    let core = core(&store).await;
+    let _ = store.core.set(Arc::downgrade(&core));
+    (store, Fs::new(core))
+}
+
+async fn core(store: &Arc<Memory>) -> Arc<Core> {
     let rules = Rules {
         read_only: false,
         sync: false,
@@ -176,8 +190,7 @@ async fn mount(files: &[(&'static str, &'static str)]) -> (Arc<Memory>, Fs) {
     core.replace(store.copy()).await;
     core.state.lock().connected = true;
     core.replayer.set(REPLAYER.pid);
-    let _ = store.core.set(Arc::downgrade(&core));
-    (store, Fs::new(core))
+    core
 }
 
 fn put(path: &'static str, value: &'static str) -> Command {
@@ -219,6 +232,30 @@ async fn what_the_replayer_is_about_to_take_away_keeps_its_length() {
         assert_eq!(fs.read(node, fh, 0, 100).unwrap(), value);
         fs.core.state.lock().queue.finish();
     }
+}
+
+/// A worker was killed while the close of a file that was opened with `O_TRUNC` emptied it. Asked again, the close must not
+/// empty what somebody else has written since.
+#[tokio::test]
+async fn a_file_is_emptied_once() {
+    let (store, first) = mount(&[("/f", "old")]).await;
+    let node = first.lookup(USER, ROOT, b"f").unwrap().attr.node;
+    let fh = first.open(USER, node, libc::O_WRONLY | libc::O_TRUNC).await.unwrap().fh;
+    let emptied = store.run(store.session(), Command::Truncate { target: Ino(node).into(), size: 0 }).await;
+    let mut image = Image::default();
+    for note in [
+        Note::Session(store.session().unwrap()),
+        Note::Sent { number: 1, unique: 9, command: 3 },
+        Note::Publishes { number: 1, fh, edits: 0 },
+    ] {
+        image.take(note);
+    }
+    store.elsewhere(put("/f", "newer")).await;
+    let next = Fs::new(core(&store).await);
+    next.core.inherit(image, |_| true);
+    next.core.settle_calls(HashMap::from([(1, Fate::Done(emptied))]));
+    next.release(node, fh).await;
+    assert_eq!(store.value("/f"), "newer");
 }
 
 /// The kernel calls an open file as it called one that was closed before, and tells of that close when it likes.

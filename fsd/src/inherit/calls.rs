@@ -185,13 +185,21 @@ impl State {
         if !is_done && !publishing.is_unknown {
             return;
         }
-        let Some(writer) = self.handles.writer(fh) else { return };
-        let node = writer.node;
-        writer.published(edits, appended);
-        writer.failed = !is_done;
         self.note(|| Note::Published(fh, edits));
+        let node = match self.handles.writer(fh) {
+            Some(writer) => {
+                writer.published(edits, appended);
+                writer.failed = !is_done;
+                Some(writer.node)
+            }
+            // Nothing was written, so it is taken up when it is used next: it must not empty its file once more.
+            None => {
+                self.inherited.written.entry(fh).or_default().published = true;
+                None
+            }
+        };
         if is_done {
-            let ino = self.kernel.ino(node);
+            let ino = node.and_then(|node| self.kernel.ino(node));
             let at = ino.and_then(|ino| self.mirror.get(ino)).and_then(|node| node.at.clone());
             let touches: Vec<Touch> = ino.map(Touch::Ino).into_iter().chain(at.map(Touch::Name)).collect();
             self.withdraw(&touches);

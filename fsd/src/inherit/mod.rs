@@ -8,7 +8,7 @@ mod calls;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use quorumfs_api::record::{Ino, Record, Revision, Timestamp};
@@ -28,6 +28,23 @@ use crate::kernel::{NodeId, STAGE};
 use crate::mirror::{Mirror, Net, difference};
 use crate::report;
 use crate::state::State;
+
+/// When the kernel is asked again for what it did not hold: an answer that the last worker wrote may not have come to
+/// the process yet that waits for it.
+const ASK_AGAIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)];
+
+/// Asks the kernel again for what it did not hold, as in [`Core::inherit`].
+pub async fn ask_again(core: Arc<Core>, holds: impl Fn(NodeId) -> bool + Send + Sync + 'static) {
+    let holds = Arc::new(holds);
+    for (round, pause) in ASK_AGAIN.into_iter().enumerate() {
+        tokio::time::sleep(pause).await;
+        let (core, holds) = (core.clone(), holds.clone());
+        let last = round + 1 == ASK_AGAIN.len();
+        if tokio::task::spawn_blocking(move || core.ask_again(last, &*holds)).await.is_err() {
+            return;
+        }
+    }
+}
 
 /// What an earlier worker left, as far as it is not taken up yet.
 #[derive(Debug, Default)]
