@@ -286,7 +286,6 @@ fn a_delete_at_the_compacted_revision_is_not_dropped() {
 
 /// etcd-io/etcd#19179: the same where the member crashed while it compacted.
 #[test]
-#[ignore = "it kills the node at every step, which takes minutes on a busy machine: cargo test -p quorumfs-soak -- --ignored"]
 fn a_delete_at_the_compacted_revision_survives_a_crash() {
     compact_on_a_delete(true);
 }
