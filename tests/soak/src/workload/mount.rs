@@ -28,7 +28,8 @@ const READABLE: &str = "what an inotify event tells of is readable, whole, and n
 const SLOW: &str = "(not judged: reading took longer than a mount waits)";
 const LAST: &str = "after its last event a file has its last value";
 const EQUAL: &str = "all mounts and the store are equal after healing";
-const FILES: usize = 5;
+/// Files of each host. A lost event shows where it was the last one of its file: many files have many last ones.
+const FILES: usize = 8;
 const PAUSE: Duration = Duration::from_millis(60);
 /// Longest time that one call on a mount may take, whatever happens to the cluster.
 const CALL_MAX: Duration = Duration::from_secs(30);
