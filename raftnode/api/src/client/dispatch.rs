@@ -13,9 +13,9 @@ use super::pool::Pool;
 use crate::command::Command;
 use crate::wire::{Answer, Call, Failure};
 
-/// A call that has no answer after this long makes the client look whether somebody else leads now.
+/// A call that has no answer after this long makes the client look whether somebody else leads now, again and again.
 const STALL: Duration = Duration::from_millis(250);
-/// While there is no leader, nodes are asked this often.
+/// While there is no leader, or it does not even say that it leads, nodes are asked this often.
 const LOOK: Duration = Duration::from_millis(60);
 /// First and longest pause before a node is asked again that could not serve us.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -111,6 +111,31 @@ impl Trip<'_> {
     }
 }
 
+/// Looks around while a call has no answer: more often once the leader does not say either that it leads. One
+/// that is only slow does say so, and is not asked as often by all who wait for it.
+struct Stall {
+    ticks: tokio::time::Interval,
+    looked: Instant,
+}
+
+impl Stall {
+    fn new() -> Stall {
+        let now = Instant::now();
+        let mut ticks = tokio::time::interval_at((now + STALL).into(), LOOK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Stall { ticks, looked: now }
+    }
+
+    /// Is awaited beside the call to the leader at `addr`.
+    async fn tick(&mut self, pool: &Arc<Pool>, addr: &str) {
+        self.ticks.tick().await;
+        if pool.is_asked(addr) || self.looked.elapsed() >= STALL {
+            self.looked = Instant::now();
+            pool.look_around();
+        }
+    }
+}
+
 /// Asks the leader.
 pub(super) async fn to_leader(pool: &Arc<Pool>, call: Call, timeout: Duration) -> Dispatched {
     let start = Instant::now();
@@ -139,7 +164,7 @@ pub(super) async fn to_leader(pool: &Arc<Pool>, call: Call, timeout: Duration) -
         };
         let connecting = pool.connection(&addr);
         tokio::pin!(connecting);
-        let mut stall = tokio::time::interval_at((Instant::now() + STALL).into(), STALL);
+        let mut stall = Stall::new();
         let connected = loop {
             tokio::select! {
                 biased;
@@ -149,7 +174,7 @@ pub(super) async fn to_leader(pool: &Arc<Pool>, call: Call, timeout: Duration) -
                         break None;
                     }
                 }
-                _ = stall.tick() => pool.look_around(),
+                () = stall.tick(pool, &addr) => {}
                 () = tokio::time::sleep_until(trip.deadline.into()) => break None,
             }
         };
@@ -160,7 +185,7 @@ pub(super) async fn to_leader(pool: &Arc<Pool>, call: Call, timeout: Duration) -
         let attempt = {
             let answer = connection.call(call.clone(), trip.left());
             tokio::pin!(answer);
-            stall.reset();
+            let mut stall = Stall::new();
             loop {
                 tokio::select! {
                     biased;
@@ -176,7 +201,7 @@ pub(super) async fn to_leader(pool: &Arc<Pool>, call: Call, timeout: Duration) -
                             break Attempt::Moved;
                         }
                     }
-                    _ = stall.tick() => pool.look_around(),
+                    () = stall.tick(pool, &addr) => {}
                     () = tokio::time::sleep_until(trip.deadline.into()) => break Attempt::TimeUp,
                 }
             }

@@ -90,6 +90,11 @@ impl Pool {
         self.state.lock().leaders.silent(addr)
     }
 
+    /// Whether the node at this address is being asked who leads, and has not answered yet.
+    pub fn is_asked(&self, addr: &str) -> bool {
+        self.state.lock().asking.contains(addr)
+    }
+
     /// The open connection to this address, or a new one. Who comes while one is being dialled waits
     /// for the same.
     pub async fn connection(self: &Arc<Self>, addr: &str) -> Result<Arc<Connection>, DialError> {
