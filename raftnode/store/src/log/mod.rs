@@ -273,16 +273,13 @@ impl<C: LogConfig> RaftLogStorage<C> for LogStore<C> {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         self.shared.check()?;
-        let number = {
-            let mut tail = self.shared.tail.write();
-            tail.committed = committed;
-            tail.ask()
-        };
-        self.send(number, Op::Committed(committed), Done::Nobody, 0).await
+        // It is not worth a sync of its own, nor waking the writer: it goes with some later write.
+        self.shared.tail.write().commit(committed);
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        Ok(self.shared.tail.read().committed)
+        Ok(self.shared.tail.read().committed())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<C>) -> io::Result<()>

@@ -29,7 +29,10 @@ pub(crate) struct Tail {
     /// The last durable vote.
     pub vote: Option<Vote>,
     /// The last committed position.
-    pub committed: Option<LogId>,
+    committed: Option<LogId>,
+    /// The write after which it was told, while it is not on its way to disk: it must not get there before the
+    /// entries that it is about.
+    unsaved: Option<u64>,
     /// Up to where the log was purged.
     pub purged: Option<LogId>,
     /// The last entry, or what was purged if there is none.
@@ -57,6 +60,7 @@ impl Tail {
             generation: 0,
             vote: start.vote,
             committed: start.committed,
+            unsaved: None,
             purged: start.purged,
             last: start.last.max(start.purged),
         }
@@ -71,6 +75,23 @@ impl Tail {
     /// Number of the last write that was asked for.
     pub fn asked(&self) -> u64 {
         self.asked
+    }
+
+    /// The last committed position.
+    pub fn committed(&self) -> Option<LogId> {
+        self.committed
+    }
+
+    /// Takes note of what is committed.
+    pub fn commit(&mut self, committed: Option<LogId>) {
+        self.committed = committed;
+        self.unsaved = Some(self.asked);
+    }
+
+    /// The last committed position, if it may go to disk with the writes up to number `write`, and has not yet.
+    pub fn save_committed(&mut self, write: u64) -> Option<Option<LogId>> {
+        self.unsaved.take_if(|after| *after <= write.max(self.durable))?;
+        Some(self.committed)
     }
 
     /// Adds entries that write number `write` makes durable.

@@ -171,13 +171,7 @@ pub(crate) fn start(
         progress: Condvar::new(),
     });
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let writer = Writer {
-        shared: shared.clone(),
-        backend: Some(backend),
-        receiver,
-        committed: None,
-        saved: Instant::now(),
-    };
+    let writer = Writer { shared: shared.clone(), backend: Some(backend), receiver, saved: Instant::now() };
     match drive {
         Drive::Thread => drop(thread::Builder::new().name("log-writer".into()).spawn(move || writer.run())?),
         Drive::Task(delay) => drop(tokio::spawn(writer.run_in_task(delay))),
@@ -201,9 +195,7 @@ struct Writer {
     shared: Arc<Shared>,
     backend: Option<Arc<dyn LogBackend>>,
     receiver: mpsc::Receiver<Work>,
-    /// A committed position that waits for the next commit: it is not worth a sync of its own.
-    committed: Option<Op>,
-    /// When one was written last.
+    /// When a committed position was written last.
     saved: Instant,
 }
 
@@ -241,10 +233,7 @@ impl Writer {
                 Work::Write(write) => {
                     gathered.number = write.number;
                     gathered.units += write.units as usize;
-                    match write.op {
-                        Op::Committed(_) => self.committed = Some(write.op),
-                        op => gathered.batch.push(op),
-                    }
+                    gathered.batch.push(write.op);
                     gathered.waiters.push(write.done);
                 }
                 Work::Close(done) => {
@@ -263,7 +252,7 @@ impl Writer {
     fn write(&mut self, gathered: &mut Gathered) -> bool {
         let Gathered { batch, waiters, number, units, close } = gathered;
         if close.is_some() || (!batch.is_empty() && self.saved.elapsed() >= COMMITTED_INTERVAL) {
-            batch.extend(self.committed.take());
+            batch.extend(self.committed(*number));
             self.saved = Instant::now();
         }
         self.commit(batch, waiters, *number, *units);
@@ -279,9 +268,14 @@ impl Writer {
 
     /// Nobody is left who could ask for more.
     fn write_rest(&mut self, mut gathered: Gathered) {
-        gathered.batch.extend(self.committed.take());
+        gathered.batch.extend(self.committed(0));
         self.commit(&gathered.batch, &mut gathered.waiters, 0, 0);
         self.end();
+    }
+
+    /// The committed position, if it may be written with the writes up to `number`, and has not been.
+    fn committed(&self, number: u64) -> Option<Op> {
+        self.shared.tail.write().save_committed(number).map(Op::Committed)
     }
 
     /// Makes `batch` durable and tells those who wait. After one failure all that follow fail.
