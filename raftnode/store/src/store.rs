@@ -42,7 +42,7 @@ pub struct Options {
     /// the log is made. Default: 4 MiB.
     pub log_segment: u64,
     /// Cache of state.redb, in bytes. What does not fit is read from the kernel's cache or the disk.
-    /// Default: 256 MiB.
+    /// Default: 128 MiB.
     pub state_cache: usize,
     /// Opens databases; one that is being made has `.new` behind its name. Tests put faulty disks here.
     pub open_database: OpenDatabase,
@@ -57,7 +57,7 @@ impl Options {
             identity,
             log_memory: 64 << 20,
             log_segment: 4 << 20,
-            state_cache: 256 << 20,
+            state_cache: 128 << 20,
             open_database: Arc::new(|path, cache| {
                 dir::make_private(path).map_err(redb::StorageError::from)?;
                 Database::builder().set_cache_size(cache).create(path)
