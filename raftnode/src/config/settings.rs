@@ -102,7 +102,7 @@ pub struct Settings {
     pub watch_stall: Option<Span>,
     /// Threads for everything but the disk. One serves about as many requests as one core can, with
     /// the fewest switches between threads; more help where a node has many clients or watches and
-    /// cores to spare. Default: half of the cores, from 2 to 4.
+    /// cores to spare. Default: a quarter of the cores, from 1 to 4.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// How long a stopping node waits for requests that are under way. Default 5s.
