@@ -22,6 +22,7 @@ mod metrics;
 mod network;
 mod node;
 mod progress;
+mod retention;
 pub mod run;
 mod service;
 mod stop;

@@ -24,6 +24,7 @@ use crate::metrics::NodeMetrics;
 use crate::network::peers::Peers;
 use crate::network::serve::PeerServer;
 use crate::network::{Links, Me};
+use crate::retention::{self, Sending};
 use crate::service::linear::Linear;
 use crate::service::propose::Proposer;
 use crate::service::{Context, Service};
@@ -127,10 +128,10 @@ pub fn raft_config(config: &Config) -> Result<Arc<openraft::Config>, NodeError> 
         enable_leader_restore: Some(false),
         max_payload_entries: PAYLOAD_ENTRIES,
         snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_every),
-        max_in_snapshot_log_to_keep: config.log_keep,
+        // What goes is decided by `retention`.
+        max_in_snapshot_log_to_keep: u64::MAX,
         // A follower is served from the log as long as the log reaches back to it.
         replication_lag_threshold: u64::MAX / 2,
-        purge_batch_size: 256,
         ..openraft::Config::default()
     };
     Ok(Arc::new(raft.validate()?))
@@ -169,8 +170,8 @@ impl Node {
         let store = open_store(config).await?;
         let endpoint = Endpoint::bind(config.listen, &credentials, &config.data)?;
         let addr = config.advertise.clone().unwrap_or_else(|| endpoint.local_addr().to_string());
-        let network =
-            Links::new(Me { id: config.id, name: config.name.clone() }, Peers::new(endpoint.clone()));
+        let me = Me { id: config.id, name: config.name.clone() };
+        let network = Links::new(me, Peers::new(endpoint.clone()), Sending::default());
         let raft = Raft::new(config.id, raft_config(config)?, network, store.log, store.machine).await?;
         let me = MemberNode { name: config.name.clone(), addr };
         let made = raft.initialize(BTreeMap::from([(config.id, me)])).await;
@@ -213,7 +214,8 @@ impl Node {
         let metrics_addr = http.as_ref().and_then(|listener| listener.local_addr().ok());
         let advertise = config.advertise.clone().unwrap_or_else(|| endpoint.local_addr().to_string());
 
-        let links = Links::new(Me { id: config.id, name: config.name.clone() }, Peers::new(endpoint.clone()));
+        let (me, sending) = (Me { id: config.id, name: config.name.clone() }, Sending::default());
+        let links = Links::new(me, Peers::new(endpoint.clone()), sending.clone());
         let raft = Raft::new(config.id, raft_config(&config)?, links, store.log, store.machine).await?;
         let bounds = Bounds::new(&config);
         let context = Arc::new(Context {
@@ -241,6 +243,7 @@ impl Node {
         tokio::spawn(reload(endpoint.clone(), credentials, context.stop.clone()));
         tokio::spawn(join::run(endpoint.clone(), context.clone()));
         tokio::spawn(keep_address(context.clone()));
+        tokio::spawn(retention::run(context.clone(), sending));
         tokio::spawn(http::upkeep(context.clone()));
         if let Some(listener) = http {
             http::serve(listener, context.clone());

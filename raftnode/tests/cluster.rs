@@ -253,6 +253,46 @@ async fn a_node_that_was_away_catches_up_by_log_and_by_snapshot() {
     cluster.end().await;
 }
 
+/// While it takes a snapshot, others are made, and the log behind them goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_joins_while_clients_write_more_than_the_log_keeps() {
+    let few = |config: &mut raftnode::Config| {
+        config.snapshot_every = 100;
+        config.log_keep = 10;
+    };
+    let mut cluster = Cluster::one_with(few).await;
+    let leader = cluster.leader().await;
+    for n in 0..64 {
+        leader.put(&format!("/large/{n}"), &vec![n; 1 << 20]).await.unwrap();
+    }
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for writer in 0..64 {
+        let (client, stop) = (cluster.leader().await, stop.clone());
+        writers.push(tokio::spawn(async move {
+            let mut puts = 0_u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                client.put(&format!("/small/{writer}"), &puts.to_le_bytes()).await.unwrap();
+                puts += 1;
+            }
+            puts
+        }));
+    }
+    cluster.join(2, few).await;
+    cluster.admin(Admin::Promote(2)).await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut puts = 0;
+    for writer in writers {
+        puts += writer.await.unwrap();
+    }
+    let purged = cluster.node(1).raft().wait(Some(common::PATIENCE));
+    purged.metrics(|metrics| metrics.purged.is_some(), "purged").await.unwrap();
+    println!("{puts} puts while it joined");
+    let client = cluster.client(2).await;
+    eventually("the new node has it", || async { client.local("/large/63").await }).await;
+    cluster.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_are_added_promoted_removed_and_lead_in_turn() {
     let mut cluster = Cluster::of(2).await;

@@ -69,7 +69,8 @@ pub struct Settings {
     #[arg(long, value_name = "ENTRIES")]
     pub snapshot_every: Option<u64>,
     /// Log entries that are kept behind a snapshot, so that a node that was away shortly catches up
-    /// by log. Default 10000.
+    /// by log. What a node needs that is just being brought up is kept, too, up to 20 times this and
+    /// snapshot-every. Default 10000.
     #[arg(long, value_name = "ENTRIES")]
     pub log_keep: Option<u64>,
 

@@ -26,6 +26,8 @@ use tokio::io::BufReader;
 use message::{Hello, Purpose};
 use peers::{Peer, Peers};
 
+use crate::retention::Sending;
+
 /// Waits between tries to reach a member that cannot be reached. Short: a restarted member is to be
 /// caught up with at once, and a dial that fails costs little.
 const BACKOFF: [Duration; 3] =
@@ -47,12 +49,13 @@ pub struct Me {
 pub struct Links {
     me: Me,
     peers: Peers,
+    sending: Sending,
 }
 
 impl Links {
-    /// Links that dial through `peers`.
-    pub fn new(me: Me, peers: Peers) -> Links {
-        Links { me, peers }
+    /// Links that dial through `peers`, and tell what snapshots they send.
+    pub fn new(me: Me, peers: Peers, sending: Sending) -> Links {
+        Links { me, peers, sending }
     }
 }
 
@@ -61,7 +64,13 @@ impl RaftNetworkFactory<TypeConfig> for Links {
 
     async fn new_client(&mut self, target: NodeId, node: &MemberNode) -> Link {
         let peer = Peer { id: target, name: node.name.clone(), addr: node.addr.clone() };
-        Link { me: self.me.clone(), peer, peers: self.peers.clone(), idle: None }
+        Link {
+            me: self.me.clone(),
+            peer,
+            peers: self.peers.clone(),
+            sending: self.sending.clone(),
+            idle: None,
+        }
     }
 }
 
@@ -70,6 +79,7 @@ pub struct Link {
     me: Me,
     peer: Peer,
     peers: Peers,
+    sending: Sending,
     /// An append stream on which nothing is under way, for the next batch.
     idle: Option<append::AppendStream>,
 }
@@ -205,6 +215,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let index = snapshot.meta.last_log_id.map_or(0, |last| last.index);
+        let _transfer = self.sending.begin(self.peer.id, index);
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = snapshot::send(self, vote, snapshot) => sent,

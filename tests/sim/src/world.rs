@@ -127,6 +127,7 @@ fn settings(bug: Option<Bug>, chance: &mut Random) -> Arc<openraft::Config> {
     config.snapshot_every = chance.pick(&[10, 30, 200]);
     config.log_keep = chance.pick(&[0, 5, 50]);
     let mut raft = (*raftnode::raft_config(&config).expect("the defaults are good")).clone();
+    raft.max_in_snapshot_log_to_keep = config.log_keep;
     if bug == Some(Bug::LeaderRestore) {
         raft.enable_leader_restore = Some(true);
     }

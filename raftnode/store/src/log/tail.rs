@@ -174,3 +174,28 @@ impl Tail {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LeaderId;
+
+    #[test]
+    fn what_is_committed_goes_to_disk_once_and_not_before_the_entries_that_it_is_about() {
+        let start = LogStart { vote: None, committed: None, purged: None, last: None };
+        let mut tail = Tail::new(start, usize::MAX);
+        assert_eq!(tail.save_committed(9), None, "nothing was told");
+        let at = Some(LogId::new(LeaderId { term: 1, node_id: 1 }, 7));
+        assert_eq!(tail.ask(), 1);
+        assert_eq!(tail.ask(), 2);
+        tail.commit(at);
+        assert_eq!(tail.ask(), 3);
+        assert_eq!(tail.save_committed(1), None, "write 2 may be of the entry");
+        assert_eq!(tail.save_committed(2), Some(at));
+        assert_eq!(tail.save_committed(3), None, "it is on its way");
+        tail.commit(at);
+        assert_eq!(tail.save_committed(0), None);
+        tail.durable(3);
+        assert_eq!(tail.save_committed(0), Some(at), "all is durable");
+    }
+}
