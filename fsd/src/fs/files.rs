@@ -264,10 +264,6 @@ impl Fs {
             Some(Handle::Writer(writer)) if writer.readable => writer.content(&published.unwrap_or_default()),
             _ => return Err(Errno::EBADF),
         };
-        if offset == 0 && content.is_empty() && size > 0 {
-            let object = state.kernel.resolve(node, &state.mirror);
-            tracing::warn!(node, fh, ?object, handle = ?state.handles.get(fh), described = ?crate::handle::describe(fh), inherited = state.kernel.is_inherited(node), "EMPTY READ");
-        }
         let start = offset.min(content.len());
         let end = start.saturating_add(size as usize).min(content.len());
         Ok(content.slice(start..end))
