@@ -108,11 +108,17 @@ impl Host {
             if let Some(status) = process.ended() {
                 panic!("fsd of {} ended ({status}) instead of mounting:\n{}", self.name, process.log());
             }
-            match cleanup::connection_of(&self.mountpoint) {
-                None => Err("nothing is mounted"),
-                // What a dead fsd left answers with ENOTCONN; a stat may be answered from the kernel's cache.
-                Some(_) => fs::read_dir(&self.mountpoint).map(drop).map_err(|_| "it cannot be listed"),
+            let connection = cleanup::connection_of(&self.mountpoint);
+            if connection.is_none() {
+                return Err("nothing is mounted");
             }
+            // What a dead fsd left answers with ENOTCONN; a stat may be answered from the kernel's cache.
+            fs::read_dir(&self.mountpoint).map_err(|_| "it cannot be listed")?;
+            // Where it was taken off meanwhile, the bare directory below was listed.
+            if cleanup::connection_of(&self.mountpoint) != connection {
+                return Err("it is being mounted anew");
+            }
+            Ok(())
         });
         self.process = Some(process);
     }
