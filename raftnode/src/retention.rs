@@ -6,7 +6,7 @@
 //! under way.)
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use openraft::RaftMetrics;
@@ -35,35 +35,32 @@ pub struct Sending(Arc<Mutex<HashMap<NodeId, Sent>>>);
 struct Sent {
     index: u64,
     /// When the sending has ended; for a moment longer openraft does not know what the member has.
-    ended: Option<Instant>,
+    ended: Arc<OnceLock<Instant>>,
 }
 
 /// A snapshot that is being sent, until it is dropped.
-pub struct Transfer {
-    sending: Sending,
-    peer: NodeId,
-}
+pub struct Transfer(Arc<OnceLock<Instant>>);
 
 impl Sending {
     /// A snapshot that goes up to entry `index` is sent to `peer`.
     pub fn begin(&self, peer: NodeId, index: u64) -> Transfer {
-        self.0.lock().insert(peer, Sent { index, ended: None });
-        Transfer { sending: self.clone(), peer }
+        let ended = Arc::default();
+        self.0.lock().insert(peer, Sent { index, ended: Arc::clone(&ended) });
+        Transfer(ended)
     }
 
     /// Up to where the members are brought by their snapshots.
     fn now(&self) -> HashMap<NodeId, u64> {
         let mut sending = self.0.lock();
-        sending.retain(|_, sent| sent.ended.is_none_or(|ended| ended.elapsed() < ANSWERING));
+        sending.retain(|_, sent| sent.ended.get().is_none_or(|ended| ended.elapsed() < ANSWERING));
         sending.iter().map(|(peer, sent)| (*peer, sent.index)).collect()
     }
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        if let Some(sent) = self.sending.0.lock().get_mut(&self.peer) {
-            sent.ended = Some(Instant::now());
-        }
+        // Only this one's: the next may have begun.
+        let _ = self.0.set(Instant::now());
     }
 }
 
@@ -160,5 +157,11 @@ mod tests {
         assert_eq!(sending.now(), HashMap::from([(4, 700)]));
         tokio::time::advance(ANSWERING).await;
         assert_eq!(sending.now(), HashMap::new());
+        // The end of one is not that of the next.
+        let second = sending.begin(4, 800);
+        let _third = sending.begin(4, 900);
+        drop(second);
+        tokio::time::advance(ANSWERING).await;
+        assert_eq!(sending.now(), HashMap::from([(4, 900)]));
     }
 }
