@@ -117,6 +117,7 @@ pub async fn run(context: Arc<Context>, sending: Sending) {
                  clients write"
             );
         }
+        tracing::info!("letting go of the log up to entry {upto}");
         if context.raft.trigger().purge_log(upto).await.is_err() {
             return;
         }

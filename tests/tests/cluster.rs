@@ -127,7 +127,7 @@ fn a_leader_that_is_cut_off_under_load_is_replaced() {
 fn a_node_that_was_away_catches_up_by_log() {
     let _guard = guard(120);
     let mut cluster = Cluster::start(3);
-    catches_up(&mut cluster, 40);
+    catches_up(&mut cluster, 40, false);
 }
 
 /// The log it would need is purged: it gets a snapshot.
@@ -136,7 +136,7 @@ fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     let _guard = guard(180);
     let mut cluster = Cluster::start_with(3, &["--snapshot-every", "50", "--log-keep", "10"]);
     // The log is purged 256 entries at a time, and each kvctl makes two or more.
-    let away = catches_up(&mut cluster, 400);
+    let away = catches_up(&mut cluster, 400, true);
     assert!(
         cluster.node(away).log().to_lowercase().contains("snapshot"),
         "the log of n{away} does not speak of a snapshot"
@@ -150,9 +150,10 @@ fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     });
 }
 
-/// Kills a follower, writes, restarts it, and kills another one: the quorum then needs it.
+/// Kills a follower, writes, restarts it (with `purged`, only once the log that it needs has gone), and kills another one:
+/// the quorum then needs it.
 #[track_caller]
-fn catches_up(cluster: &mut Cluster, writes: usize) -> u64 {
+fn catches_up(cluster: &mut Cluster, writes: usize, purged: bool) -> u64 {
     let leader = cluster.leader();
     let away = *cluster.ids().iter().find(|id| **id != leader).unwrap();
     cluster.node_mut(away).kill();
@@ -167,6 +168,13 @@ fn catches_up(cluster: &mut Cluster, writes: usize) -> u64 {
                     through.put(&format!("/away/{}", n % 40), &n.to_string());
                 }
             });
+        }
+    });
+    // For a moment the leader keeps what a member needs that has just answered.
+    eventually("the log goes", CATCH_UP, || {
+        match cluster.node(leader).log().contains("letting go of the log") {
+            gone if gone || !purged => Ok(()),
+            _ => Err("the leader still has it"),
         }
     });
     cluster.node_mut(away).start();
